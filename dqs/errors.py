@@ -8,7 +8,10 @@
     ├── RequestError           a whole request is malformed or over a limit
     ├── IndexUnavailable       the duplicate index cannot be reached or is full
     ├── CorpusMismatch         a corpus was made with other parameters
-    └── Unavailable            the service cannot answer now; a retry may help
+    ├── Unavailable            the service cannot answer now; a retry may help
+    │   └── Overloaded         it has too much to do already
+    ├── DeadlineExceeded       no answer came in the time that the caller gave
+    └── InternalError          the service failed; its log has the cause
 
 This module knows nothing of gRPC but the names of its status codes.
 """
@@ -78,10 +81,17 @@ class DocumentError(DqsError):
 
 
 class RequestError(DqsError):
-    """A whole request is malformed or breaks a limit."""
+    """A whole request is malformed or breaks a limit.
+
+    `field` is the path of the wrong field, such as `documents`; empty where none is to blame.
+    """
 
     grpc_status = "INVALID_ARGUMENT"
     reason = "REQUEST"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class IndexUnavailable(DqsError):
@@ -103,3 +113,21 @@ class Unavailable(DqsError):
 
     grpc_status = "UNAVAILABLE"
     reason = "UNAVAILABLE"
+
+
+class Overloaded(Unavailable):
+    """The service has too much to do already and refuses before any work; a later call may succeed."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+
+
+class DeadlineExceeded(DqsError):
+    """No answer came in the time that the caller gave."""
+
+    grpc_status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+class InternalError(DqsError):
+    """The service failed in a way that nobody foresaw; its log has the cause under the incident id."""
