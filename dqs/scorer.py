@@ -62,7 +62,8 @@ class ScoreColumns:
         size: number of documents.
         values: per signal, float32[size]; NaN means no score.
         missing: per signal, uint8[size] of `Missing`; PRESENT exactly where the value is not NaN.
-        language: ISO 639-1 code or "und" per document.
+        language: ISO 639-1 code or "und" per document; before the language scorer has
+            run, what the caller says, "" where it says nothing.
         toxicity_span: int32[size, 2], first and past-the-last code point of the
             worst window within the document; (-1, -1) where toxicity is missing.
     """

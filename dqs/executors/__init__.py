@@ -1,0 +1,1 @@
+"""Where scoring runs. Every executor gives the same columns for the same documents."""

@@ -1,0 +1,270 @@
+"""The way of a batch: score, decide, look up and insert, decide. Read this second.
+
+The pipeline joins what is stateless (an executor that turns text into columns)
+with what has state (the duplicate index) and with the policy. It checks
+documents one by one before any work, so that a bad one is answered with an
+error and its neighbours with verdicts. It knows nothing of files or the wire.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqs.data import Document, Label, Missing, Reason, Verdict
+from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
+from dqs.index.redis_store import DuplicateStore
+from dqs.index.signature import Signatures
+from dqs.policy import Policy
+from dqs.scorer import Direction, ScoreColumns, Signal
+
+MAX_ID_BYTES = 512
+
+DUPLICATE_SIGNALS = (
+    Signal("duplicate_similarity", "Jaccard similarity", 0, 1, Direction.HIGHER_IS_WORSE,
+           "Estimated similarity to the most similar document that the corpus kept before."),
+    Signal("exact_duplicate", "0 or 1", 0, 1, Direction.HIGHER_IS_WORSE,
+           "1 where the corpus kept the same text before, up to case, width and white space."),
+)  # fmt: skip
+_DUPLICATE_NAMES = frozenset(signal.name for signal in DUPLICATE_SIGNALS)
+
+
+@dataclass(slots=True, eq=False)
+class Scored:
+    """What an executor returns for n documents.
+
+    Attributes:
+        columns: signals of every scorer.
+        valid: bool[n]; false where the text is not UTF-8.
+        signatures: for the duplicate index, or None where not asked for.
+        seconds: time spent per stage.
+    """
+
+    columns: ScoreColumns
+    valid: NDArray[np.bool_]
+    signatures: Signatures | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Executor(Protocol):
+    """Runs the stateless part; the same columns for the same documents, wherever it runs."""
+
+    signals: list[Signal]
+
+    def score(self, utf8: NDArray[np.uint8], byte_offsets: NDArray[np.int64], languages: Sequence[str]) -> Scored:
+        """Scores documents that lie end to end in `utf8`; see `dqs.executors.inline`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that answers: its name, version, kind and the digest of its files."""
+
+    name: str
+    version: str
+    kind: str
+    languages: tuple[str, ...]
+    digest: str
+
+
+@dataclass(slots=True, eq=False)
+class Results:
+    """Verdicts of n documents as columns.
+
+    Attributes:
+        ids: id per document.
+        columns: every signal, duplication included.
+        labels: int8[n] of `Label`; UNSPECIFIED exactly where there is an error.
+        reasons: broken rules per document.
+        duplicate_of: id of the kept document that it repeats, or None.
+        errors: the document's error, or None.
+        policy: `name@version`.
+        seconds: time spent per stage.
+    """
+
+    ids: list[str]
+    columns: ScoreColumns
+    labels: NDArray[np.int8]
+    reasons: list[tuple[Reason, ...]]
+    duplicate_of: list[str | None]
+    errors: list[DocumentError | None]
+    policy: str
+    seconds: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def verdict(self, i: int) -> Verdict:
+        """One document's answer as an object."""
+        error = self.errors[i]
+        if error is not None:
+            return Verdict(self.ids[i], Label.UNSPECIFIED, policy=self.policy, error=(error.code, error.message))
+        missing = {
+            name: Missing(int(codes[i])) for name, codes in self.columns.missing.items() if codes[i] != Missing.PRESENT
+        }
+        signals = {
+            name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()
+        }
+        span = None
+        if self.columns.toxicity_span is not None and self.columns.toxicity_span[i, 0] >= 0:
+            span = (int(self.columns.toxicity_span[i, 0]), int(self.columns.toxicity_span[i, 1]))
+        return Verdict(
+            id=self.ids[i],
+            label=Label(int(self.labels[i])),
+            reasons=self.reasons[i],
+            language=self.columns.language[i],
+            signals=signals,
+            missing=missing,
+            duplicate_of=self.duplicate_of[i],
+            toxicity_span=span,
+            policy=self.policy,
+        )
+
+
+class Pipeline:
+    """Scores batches and decides. Thread-safe; blocks; meant for batches of about a megabyte.
+
+    Args:
+        executor: the stateless part.
+        policies: by name.
+        store: the duplicate index; None serves only calls without duplication.
+        models: what `executor` answers with.
+        max_document_bytes: longer documents are answered with TOO_LARGE.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        policies: Mapping[str, Policy],
+        store: DuplicateStore | None,
+        models: Sequence[ModelInfo],
+        max_document_bytes: int,
+    ) -> None:
+        self.signals: list[Signal] = [*executor.signals, *DUPLICATE_SIGNALS]
+        self.models = list(models)
+        self.policies = dict(policies)
+        self.max_document_bytes = max_document_bytes
+        self._executor = executor
+        self._store = store
+
+    def policy(self, name: str) -> Policy:
+        """The policy of that name.
+
+        Raises:
+            PolicyError: there is none.
+        """
+        try:
+            return self.policies[name]
+        except KeyError:
+            raise PolicyError(f"There is no policy {name!r}; there are: {', '.join(sorted(self.policies))}.") from None
+
+    def run(
+        self,
+        documents: Sequence[Document],
+        *,
+        policy: str = "default",
+        corpus: str | None = "default",
+        degrade: bool = False,
+    ) -> Results:
+        """Scores and decides; one verdict or one error per document, in their order.
+
+        Args:
+            documents: any number; the whole batch is in memory several times over.
+            policy: name of the policy that decides.
+            corpus: namespace of the duplicate index; None leaves duplication out.
+            degrade: where the index cannot be reached, answer with duplication marked
+                UNAVAILABLE instead of failing. Nothing is inserted then.
+
+        Raises:
+            PolicyError: there is no such policy.
+            IndexUnavailable: the index cannot be reached and `degrade` is false.
+            CorpusMismatch: the corpus was made with other parameters.
+        """
+        chosen = self.policy(policy)
+        if corpus is not None and self._store is None:
+            raise IndexUnavailable("This service runs without a duplicate index; switch duplication off in the call.")
+        errors = [self._check(document) for document in documents]
+        texts = [b"" if error else document.text for document, error in zip(documents, errors, strict=True)]
+        byte_offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
+        utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
+        scored = self._executor.score(utf8, byte_offsets, [document.language for document in documents])
+        for i in np.flatnonzero(~scored.valid).tolist():
+            errors[i] = errors[i] or DocumentError(
+                DocumentErrorCode.INVALID_UTF8, "The text is not valid UTF-8; send it as UTF-8 bytes."
+            )
+        ids = [document.id for document in documents]
+        answerable = np.array([error is None for error in errors], dtype=np.bool_)
+        seconds = scored.seconds
+
+        begin = time.perf_counter()
+        duplicate_of = self._deduplicate(scored, ids, answerable, errors, chosen, corpus, degrade)
+        answerable = np.array([error is None for error in errors], dtype=np.bool_)
+        seconds["index"] = time.perf_counter() - begin
+
+        begin = time.perf_counter()
+        decision = chosen.decide(scored.columns)
+        labels = np.where(answerable, decision.labels, np.int8(Label.UNSPECIFIED)).astype(np.int8)
+        seconds["policy"] = time.perf_counter() - begin
+        return Results(ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds)
+
+    def _check(self, document: Document) -> DocumentError | None:
+        if len(document.text) > self.max_document_bytes:
+            return DocumentError(
+                DocumentErrorCode.TOO_LARGE,
+                f"The text has {len(document.text)} bytes, more than the limit of {self.max_document_bytes}; split it.",
+            )
+        if not document.id or len(document.id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+            return DocumentError(
+                DocumentErrorCode.INVALID_ID, f"A document id has 1 to {MAX_ID_BYTES} bytes; give it another."
+            )
+        return None
+
+    def _deduplicate(
+        self,
+        scored: Scored,
+        ids: list[str],
+        answerable: NDArray[np.bool_],
+        errors: list[DocumentError | None],
+        policy: Policy,
+        corpus: str | None,
+        degrade: bool,
+    ) -> list[str | None]:
+        """Fills the duplicate columns; marks reused ids in `errors`; returns whom each document repeats."""
+        n = len(ids)
+        duplicate_of: list[str | None] = [None] * n
+        similarity = np.full(n, np.nan, dtype=np.float32)
+        exact = np.full(n, np.nan, dtype=np.float32)
+        missing = np.full(n, Missing.NOT_ASKED, dtype=np.uint8)
+        rows = np.flatnonzero(answerable)
+        if corpus is not None and self._store is not None and scored.signatures is not None and rows.size:
+            # Decide first, insert after: what another rule drops is looked up and not remembered.
+            insert = np.ones(rows.size, dtype=np.bool_)
+            if not policy.index_dropped:
+                kept = policy.decide(scored.columns, ignore=_DUPLICATE_NAMES, reasons=False).labels != Label.DROP
+                insert = kept[rows]
+            try:
+                found = self._store.check_and_insert(corpus, [ids[i] for i in rows], scored.signatures[rows], insert)
+            except IndexUnavailable:
+                if not degrade:
+                    raise
+                missing[:] = Missing.UNAVAILABLE
+            else:
+                similarity[rows] = found.similarity
+                exact[rows] = found.exact
+                missing[rows] = np.where(np.isnan(found.similarity), Missing.UNAVAILABLE, Missing.PRESENT)
+                for k, i in enumerate(rows.tolist()):
+                    duplicate_of[i] = found.duplicate_of[k]
+                for k in np.flatnonzero(found.reused_id).tolist():
+                    errors[rows[k]] = DocumentError(
+                        DocumentErrorCode.ID_REUSED,
+                        "The corpus holds another text under this id; give this document an id of its own.",
+                    )
+        scored.columns.put("duplicate_similarity", similarity, missing)
+        scored.columns.put("exact_duplicate", exact, missing)
+        return duplicate_of

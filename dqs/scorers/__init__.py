@@ -1,0 +1,69 @@
+"""The scorers: one file each, found by a scan of this folder.
+
+A file that defines a class with the members of `dqs.scorer.Scorer` is a scorer;
+a new one needs no other edit. This module knows how to find and order them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Sequence
+
+from dqs.errors import ConfigError
+from dqs.models import ModelFolder
+from dqs.scorer import Scorer
+
+
+def find_scorers() -> dict[str, type[Scorer]]:
+    """Imports every module of this folder and returns its scorer classes by name.
+
+    Raises:
+        ConfigError: two files define the same scorer.
+    """
+    found: dict[str, type[Scorer]] = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if member.__module__ != module.__name__ or not hasattr(member, "needs") or not hasattr(member, "score"):
+                continue
+            if member.name in found:
+                raise ConfigError(f"Two scorers are named {member.name}; rename one of the files in dqs/scorers.")
+            found[member.name] = member
+    return found
+
+
+def build_scorers(models: Sequence[ModelFolder], names: Sequence[str] | None = None) -> list[Scorer]:
+    """Makes scorers, each with the model folders of its own kind, in an order that respects `needs`.
+
+    Args:
+        models: every model folder that serves; a scorer takes those whose kind is its name.
+        names: scorers to make; all of them if None.
+
+    Raises:
+        ConfigError: an unknown name, or scorers that need each other in a circle.
+        ModelError: a model does not load.
+    """
+    classes = find_scorers()
+    for name in names or ():
+        if name not in classes:
+            raise ConfigError(f"There is no scorer {name}; there are: {', '.join(sorted(classes))}.")
+    wanted = list(names) if names is not None else sorted(classes)
+    built: dict[str, Scorer] = {}
+
+    def build(name: str, path: tuple[str, ...]) -> None:
+        if name in built:
+            return
+        if name in path:
+            raise ConfigError(f"Scorers need each other in a circle: {' -> '.join((*path, name))}.")
+        for need in classes[name].needs:
+            build(need, (*path, name))
+        scorer_class = classes[name]
+        own = [model for model in models if model.kind == name]
+        takes_models = "models" in inspect.signature(scorer_class).parameters
+        built[name] = scorer_class(models=own) if takes_models else scorer_class()
+
+    for name in wanted:
+        build(name, ())
+    return list(built.values())
