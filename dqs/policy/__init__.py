@@ -1,6 +1,12 @@
 """Policies: named, versioned lists of rules that turn scores into keep, drop or review. Pure."""
 
-from dqs.policy.files import PolicyFile, find_policies, load_policies, load_policy, parse_policy
+from dqs.policy.files import (
+    PolicyFile,
+    find_policies,
+    load_policies,
+    load_policy,
+    parse_policy,
+)
 from dqs.policy.policy import OPERATORS, Decision, Policy, Rule
 
 __all__ = [

@@ -42,7 +42,15 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _RULE_ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}")
 _POLICY_FIELDS = ("name", "version", "description", "index_dropped", "missing", "rules")
-_RULE_FIELDS = ("id", "signal", "operator", "threshold", "languages", "label", "missing")
+_RULE_FIELDS = (
+    "id",
+    "signal",
+    "operator",
+    "threshold",
+    "languages",
+    "label",
+    "missing",
+)
 _LABELS = {"drop": Label.DROP, "review": Label.REVIEW}
 _MISSING_LABELS = {"pass": Label.KEEP, "review": Label.REVIEW, "drop": Label.DROP}
 _MISSING_CODES = {code.name.lower(): code for code in Missing if code != Missing.PRESENT}
@@ -63,31 +71,35 @@ class PolicyFile:
     shipped: bool
 
 
-def find_policies(directories: Sequence[Path] = ()) -> dict[str, PolicyFile]:
-    """Finds policy files; of two with one name the first directory's counts, presets last.
+def find_policies(directory: Path | None = None) -> dict[str, PolicyFile]:
+    """Finds policy files; of two with one name the user's counts.
 
     Args:
-        directories: the user's own; those that do not exist are passed over.
+        directory: the user's own.
 
     Returns:
         Policy files by name, in alphabetical order.
+
+    Raises:
+        PolicyError: there is no such folder.
     """
     found: dict[str, PolicyFile] = {}
     presets = Path(str(resources.files("dqs.policy") / "presets"))
-    for directory, shipped in [*((d, False) for d in directories), (presets, True)]:
-        for path in sorted(directory.glob("*.toml")):
-            found.setdefault(path.stem, PolicyFile(path.stem, path, shipped))
+    if directory is not None:
+        if not directory.is_dir():
+            raise PolicyError(f"the policy folder {directory} does not exist or is not a folder")
+        found = {path.stem: PolicyFile(path.stem, path, False) for path in directory.glob("*.toml")}
+    for path in presets.glob("*.toml"):
+        found.setdefault(path.stem, PolicyFile(path.stem, path, True))
     return dict(sorted(found.items()))
 
 
-def load_policy(
-    name: str, directories: Sequence[Path] = (), signals: Collection[str] | None = None
-) -> Policy:
+def load_policy(name: str, directory: Path | None = None, signals: Collection[str] | None = None) -> Policy:
     """Reads the policy of that name.
 
     Args:
         name: policy name.
-        directories: the user's own, looked into before the presets.
+        directory: the user's own, looked into before the presets.
         signals: names that rules may read; None to allow any.
 
     Returns:
@@ -96,19 +108,17 @@ def load_policy(
     Raises:
         PolicyError: no such policy, or its file is malformed.
     """
-    files = find_policies(directories)
+    files = find_policies(directory)
     if name not in files:
         raise PolicyError(f"there is no policy {name!r}; there are: {', '.join(files)}")
     return read_policy(files[name].path, signals)
 
 
-def load_policies(
-    directories: Sequence[Path] = (), signals: Collection[str] | None = None
-) -> dict[str, Policy]:
+def load_policies(directory: Path | None = None, signals: Collection[str] | None = None) -> dict[str, Policy]:
     """Reads every policy that can be found.
 
     Args:
-        directories: the user's own, looked into before the presets.
+        directory: the user's own, looked into before the presets.
         signals: names that rules may read; None to allow any.
 
     Returns:
@@ -117,7 +127,7 @@ def load_policies(
     Raises:
         PolicyError: a file is malformed.
     """
-    return {name: read_policy(file.path, signals) for name, file in find_policies(directories).items()}
+    return {name: read_policy(file.path, signals) for name, file in find_policies(directory).items()}
 
 
 def read_policy(path: Path, signals: Collection[str] | None = None) -> Policy:
@@ -195,7 +205,11 @@ def parse_policy(text: str, source: str, signals: Collection[str] | None = None)
 
 
 def _parse_rule(
-    entry: Any, number: int, missing: Mapping[Missing, Label], source: str, signals: Collection[str] | None
+    entry: Any,
+    number: int,
+    missing: Mapping[Missing, Label],
+    source: str,
+    signals: Collection[str] | None,
 ) -> list[Rule]:
     """Makes the rules of one `[[rules]]` entry: one, or one per language of its threshold."""
     where = f"{source}: rule {number}"
@@ -240,7 +254,17 @@ def _parse_rule(
     for applies, limit in limits:
         if not isinstance(limit, int | float) or isinstance(limit, bool) or not math.isfinite(limit):
             raise PolicyError(f"{where}: threshold must be a finite number, not {limit!r}")
-        rules.append(Rule(rule_id, signal, operator, float(limit), applies, _LABELS[label], own_missing))
+        rules.append(
+            Rule(
+                rule_id,
+                signal,
+                operator,
+                float(limit),
+                applies,
+                _LABELS[label],
+                own_missing,
+            )
+        )
     return rules
 
 
@@ -268,7 +292,10 @@ def _check_language(language: Any, where: str) -> None:
 
 
 def _check_fields(
-    table: Mapping[str, Any], allowed: Sequence[str], required: Sequence[str], where: str
+    table: Mapping[str, Any],
+    allowed: Sequence[str],
+    required: Sequence[str],
+    where: str,
 ) -> None:
     for name in table:
         if name not in allowed:

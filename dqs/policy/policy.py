@@ -96,7 +96,9 @@ class Policy:
     description: str = ""
     index_dropped: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def label(self) -> str:
+        """`name@version`, as verdicts carry it."""
         return f"{self.name}@{self.version}"
 
     @property
@@ -104,7 +106,13 @@ class Policy:
         """Names of the signals that the rules read."""
         return frozenset(rule.signal for rule in self.rules)
 
-    def decide(self, columns: ScoreColumns, ignore: frozenset[str] = frozenset()) -> Decision:
+    def decide(
+        self,
+        columns: ScoreColumns,
+        ignore: frozenset[str] = frozenset(),
+        *,
+        reasons: bool = True,
+    ) -> Decision:
         """Applies every rule to every document.
 
         A signal without a column counts as not asked for.
@@ -113,6 +121,8 @@ class Policy:
             columns: scores of a batch; `columns.language` is filled.
             ignore: signals whose rules are left out, such as those of duplication
                 before the index has been asked.
+            reasons: false where only the labels are of interest; every document's
+                reasons are empty then.
 
         Returns:
             Labels and reasons, one per document.
@@ -129,26 +139,32 @@ class Policy:
             values = columns.values.get(rule.signal, absent)
             missing = columns.missing.get(rule.signal, not_asked)
             hit = OPERATORS[rule.operator](values, np.float32(rule.threshold))
-            for code, label in rule.missing.items():
-                if label != Label.KEEP:
-                    hit = hit | (missing == code)
+            applies = np.ones(columns.size, dtype=np.bool_)
             if rule.languages:
-                applies = np.zeros(columns.size, dtype=np.bool_)
+                applies[:] = False
                 for language in rule.languages:
                     if language not in in_language:
                         in_language[language] = languages == language
                     applies |= in_language[language]
-                hit = hit & applies
-            for i in np.flatnonzero(hit).tolist():
+            outcome = np.where(hit, np.int8(rule.label), np.int8(Label.KEEP))
+            for code, label in rule.missing.items():
+                if label != Label.KEEP:
+                    outcome[missing == code] = label
+            outcome[~applies] = Label.KEEP
+            labels = np.where(
+                labels == Label.DROP,
+                labels,
+                np.where(outcome == Label.KEEP, labels, outcome),
+            )
+            if not reasons:
+                continue
+            for i in np.flatnonzero(outcome != Label.KEEP).tolist():
                 code = Missing(int(missing[i]))
                 value = float(values[i]) if code == Missing.PRESENT else None
                 broken.setdefault(i, []).append(
                     Reason(rule.id, rule.signal, value, rule.operator, rule.threshold, code)
                 )
-                label = rule.label if code == Missing.PRESENT else rule.missing[code]
-                if labels[i] != Label.DROP:
-                    labels[i] = label
-        reasons: list[tuple[Reason, ...]] = [()] * columns.size
+        told: list[tuple[Reason, ...]] = [()] * columns.size
         for i, found in broken.items():
-            reasons[i] = tuple(found)
-        return Decision(labels, reasons)
+            told[i] = tuple(found)
+        return Decision(labels, told)

@@ -39,14 +39,20 @@ def columns_of(rows: list[tuple[str, tuple[float | Missing, ...]]]) -> ScoreColu
         column = [row[at] for _, row in rows]
         columns.put(
             signal,
-            np.array([np.nan if isinstance(c, Missing) else c for c in column], dtype=np.float32),
+            np.array(
+                [np.nan if isinstance(c, Missing) else c for c in column],
+                dtype=np.float32,
+            ),
             np.array([c if isinstance(c, Missing) else 0 for c in column], dtype=np.uint8),
         )
     return columns
 
 
 def broken_rules(
-    policy: Policy, language: str, row: tuple[float | Missing, ...], ignore: frozenset[str]
+    policy: Policy,
+    language: str,
+    row: tuple[float | Missing, ...],
+    ignore: frozenset[str],
 ) -> list[tuple[Label, Reason]]:
     """One document, one rule at a time, as a person would read the policy."""
     found = []
@@ -61,20 +67,37 @@ def broken_rules(
                 found.append((label, reason))
             continue
         value, limit = float(np.float32(cell)), float(np.float32(rule.threshold))
-        broken = {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}
+        broken = {
+            "<": value < limit,
+            "<=": value <= limit,
+            ">": value > limit,
+            ">=": value >= limit,
+        }
         if broken[rule.operator]:
-            found.append((rule.label, Reason(rule.id, rule.signal, value, rule.operator, rule.threshold)))
+            found.append(
+                (
+                    rule.label,
+                    Reason(rule.id, rule.signal, value, rule.operator, rule.threshold),
+                )
+            )
     return found
 
 
-@given(st.lists(rules, max_size=6), documents, st.frozensets(st.sampled_from(SIGNALS), max_size=1))
+@given(
+    st.lists(rules, max_size=6),
+    documents,
+    st.frozensets(st.sampled_from(SIGNALS), max_size=1),
+)
 def test_decides_like_the_plain_loop(
-    some: list[Rule], rows: list[tuple[str, tuple[float | Missing, ...]]], ignore: frozenset[str]
+    some: list[Rule],
+    rows: list[tuple[str, tuple[float | Missing, ...]]],
+    ignore: frozenset[str],
 ) -> None:
     policy = Policy("p", 1, tuple(some))
     decision = policy.decide(columns_of(rows), ignore)
     assert decision.labels.dtype == np.int8
     assert len(decision.reasons) == len(rows)
+    assert policy.decide(columns_of(rows), ignore, reasons=False).labels.tolist() == decision.labels.tolist()
     for i, (language, row) in enumerate(rows):
         expected = broken_rules(policy, language, row, ignore)
         labels = [label for label, _ in expected]

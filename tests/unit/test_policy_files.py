@@ -39,7 +39,7 @@ missing = {too_short = "pass", no_model = "review"}
 
 def test_reads_every_field() -> None:
     policy = parse_policy(GOOD, "mine.toml", {"toxicity", "characters"})
-    assert str(policy) == "mine@3"
+    assert policy.label == "mine@3"
     assert not policy.index_dropped
     assert policy.signals == {"toxicity", "characters"}
     english, chinese, short = policy.rules
@@ -61,8 +61,16 @@ def test_reads_every_field() -> None:
             "rule 'toxic': unknown signal 'toxicty'; allowed are: characters, toxicity",
         ),
         ('">"', '"=="', "rule 'toxic': unknown operator '=='; allowed are: < <= > >="),
-        ("label =", "lable =", "rule 'short': unknown field 'lable'; allowed are: id, signal"),
-        ('"review"\nmissing', '"maybe"\nmissing', "unknown label 'maybe'; allowed are: drop, review"),
+        (
+            "label =",
+            "lable =",
+            "rule 'short': unknown field 'lable'; allowed are: id, signal",
+        ),
+        (
+            '"review"\nmissing',
+            '"maybe"\nmissing',
+            "unknown label 'maybe'; allowed are: drop, review",
+        ),
         ('id = "short"', 'id = "toxic"', "rule 'toxic' stands twice"),
         ('id = "short"\n', "", "rule 2: the field 'id' is missing"),
         ('id = "short"', 'id = "Too Short"', "id must be lower-case"),
@@ -79,15 +87,27 @@ def test_reads_every_field() -> None:
             'no_model = "keep"',
             "missing.no_model = 'keep'; allowed are: pass, review, drop",
         ),
-        ('no_model = "review"', 'lost = "review"', "unknown missing code 'lost'; allowed are: too_short"),
+        (
+            'no_model = "review"',
+            'lost = "review"',
+            "unknown missing code 'lost'; allowed are: too_short",
+        ),
         ('too_short = "drop"', "too_short = 1", "allowed are: pass, review, drop"),
         ("version = 3", "version = 0", "version must be a whole number from 1"),
         ("version = 3", 'version = "3"', "version must be a whole number from 1"),
         ("version = 3", "", "the field 'version' is missing"),
         ('name = "mine"', 'name = "../mine"', "name must be lower-case"),
-        ("version = 3", "version = 3\nauthor = 1", "unknown field 'author'; allowed are: name, version"),
+        (
+            "version = 3",
+            "version = 3\nauthor = 1",
+            "unknown field 'author'; allowed are: name, version",
+        ),
         ("version = 3", "version = ", "not valid TOML"),
-        ("version = 3", "version = 3\nindex_dropped = 1", "index_dropped must be true or false"),
+        (
+            "version = 3",
+            "version = 3\nindex_dropped = 1",
+            "index_dropped must be true or false",
+        ),
     ],
 )
 def test_refuses_with_a_sentence_that_names_the_place(old: str, new: str, expected: str) -> None:
@@ -101,9 +121,9 @@ def test_refuses_with_a_sentence_that_names_the_place(old: str, new: str, expect
 
 def test_user_directory_comes_before_the_presets(tmp_path: Path) -> None:
     (tmp_path / "default.toml").write_text('name = "default"\nversion = 7\n')
-    assert load_policy("default", [tmp_path]).version == 7
-    assert load_policy("default", [tmp_path / "absent"]).version != 7
-    assert not find_policies([tmp_path])["default"].shipped
+    assert load_policy("default", tmp_path).version == 7
+    assert load_policy("default").version != 7
+    assert not find_policies(tmp_path)["default"].shipped
     assert find_policies()["default"].shipped
 
 
@@ -113,21 +133,27 @@ def test_an_unknown_policy_names_those_that_exist() -> None:
 
 
 def test_a_path_is_no_policy_name(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
     (tmp_path / "x.toml").write_text('name = "x"\nversion = 1\n')
     with pytest.raises(PolicyError, match="there is no policy"):
-        load_policy("../x", [tmp_path / "inner"])
+        load_policy("../x", tmp_path / "inner")
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="does not exist"):
+        load_policies(tmp_path / "absent")
 
 
 def test_a_file_must_be_named_after_its_policy(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('name = "mine"\nversion = 1\n')
     with pytest.raises(PolicyError, match=r"must equal the file's name"):
-        load_policy("other", [tmp_path])
+        load_policy("other", tmp_path)
 
 
 def test_an_unreadable_file_is_a_policy_error(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(PolicyError, match="cannot be read"):
-        load_policy("bad", [tmp_path])
+        load_policy("bad", tmp_path)
 
 
 def scores(**signals: float | Missing) -> ScoreColumns:
@@ -156,7 +182,10 @@ GOOD_PROSE = {
 def test_default_keeps_good_prose_and_passes_what_is_too_short(language: str) -> None:
     policy = load_policies()["default"]
     assert policy.rules
-    for change in ({}, {"perplexity_percentile": Missing.TOO_SHORT, "toxicity": Missing.TOO_SHORT}):
+    for change in (
+        {},
+        {"perplexity_percentile": Missing.TOO_SHORT, "toxicity": Missing.TOO_SHORT},
+    ):
         columns = scores(**{**GOOD_PROSE, **change})
         columns.language = [language]
         decision = policy.decide(columns)
@@ -165,7 +194,9 @@ def test_default_keeps_good_prose_and_passes_what_is_too_short(language: str) ->
 
 
 @pytest.mark.parametrize("language", ["de", "und"])
-def test_default_gives_an_unsupported_language_exactly_that_reason(language: str) -> None:
+def test_default_gives_an_unsupported_language_exactly_that_reason(
+    language: str,
+) -> None:
     columns = scores(
         **{
             **GOOD_PROSE,
