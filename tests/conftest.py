@@ -1,0 +1,28 @@
+"""What every test shares: the kernel cache, and the way to the large data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from dqs.settings import use_kernel_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports numba: compiled kernels are kept from run to run.
+use_kernel_cache(Path(os.environ.get("DQS_DATA_DIR", ROOT / ".dqs")))
+
+hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, derandomize=True)
+hypothesis_settings.load_profile("dqs")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of evaluation data; skips the test where it is not there."""
+    folder = Path(os.environ.get("DQS_SHARED", ROOT.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the evaluation data: set DQS_SHARED to the folder that holds data/")
+    return folder

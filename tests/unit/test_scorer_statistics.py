@@ -1,0 +1,102 @@
+"""Statistics against plain-Python definitions."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dqs.data import Missing
+from dqs.scorer import ScoreColumns
+from dqs.scorers.statistics import StatisticsScorer
+from dqs.text import TextBatch
+from tests.unit.awkward import texts
+from tests.unit.test_text_batch import plain_lines, plain_words
+
+
+def score(documents: list[str]) -> ScoreColumns:
+    batch = TextBatch.from_bytes([text.encode() for text in documents])
+    columns = ScoreColumns(len(batch))
+    StatisticsScorer().score(batch, columns)
+    return columns
+
+
+def share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def plain_top(words: list[str], n: int) -> float:
+    counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    best = max((sum(map(len, gram)) * count for gram, count in counts.items() if count > 1), default=0)
+    return min(1.0, share(best, sum(map(len, words))))
+
+
+def plain_duplicate(words: list[str], n: int) -> float:
+    seen = set()
+    covered = set()
+    for i in range(len(words) - n + 1):
+        gram = tuple(words[i : i + n])
+        if gram in seen:
+            covered.update(range(i, i + n))
+        seen.add(gram)
+    return share(sum(len(words[i]) for i in covered), sum(map(len, words)))
+
+
+def plain_statistics(text: str) -> dict[str, float]:
+    words = plain_words(text)
+    stripped = [line.strip() for line in plain_lines(text)]
+    lines = [line for line in stripped if line]
+    repeated = [line for i, line in enumerate(lines) if line in lines[:i]]
+    categories = Counter(unicodedata.category(character)[0] for character in text)
+    size = len(text)
+    expected = {
+        "characters": size,
+        "words": len(words),
+        "lines": len(plain_lines(text)),
+        "mean_word_length": share(sum(map(len, words)), len(words)),
+        "letter_share": share(categories["L"], size),
+        "digit_share": share(categories["N"], size),
+        "punctuation_share": share(categories["P"], size),
+        "symbol_share": share(categories["S"], size),
+        "whitespace_share": share(sum(map(str.isspace, text)), size),
+        "duplicate_line_share": share(len(repeated), len(lines)),
+        "duplicate_line_character_share": share(sum(map(len, repeated)), sum(map(len, lines))),
+    }
+    for n in (2, 3, 4):
+        expected[f"top_{n}gram_share"] = plain_top(words, n) if words else math.nan
+    for n in range(5, 11):
+        expected[f"duplicate_{n}gram_share"] = plain_duplicate(words, n)
+    return expected
+
+
+@given(st.lists(texts, min_size=1, max_size=5))
+def test_statistics_agree_with_python(documents: list[str]) -> None:
+    columns = score(documents)
+
+    for i, text in enumerate(documents):
+        for name, expected in plain_statistics(text).items():
+            found = float(columns.values[name][i])
+            assert np.isclose(found, expected, rtol=1e-5, equal_nan=True), (name, found, expected)
+            assert (columns.missing[name][i] == Missing.TOO_SHORT) == math.isnan(expected)
+
+
+def test_every_signal_is_filled_for_every_document() -> None:
+    columns = score(["", "a", "文"])
+
+    assert set(columns.values) == {signal.name for signal in StatisticsScorer.signals}
+    assert all(values.shape == (3,) and values.dtype == np.float32 for values in columns.values.values())
+
+
+def test_repetition_is_seen_in_both_languages() -> None:
+    columns = score(["buy one now and save more " * 20, "现在购买立即享受优惠。" * 20])
+
+    for name in ("duplicate_5gram_share", "duplicate_10gram_share"):
+        assert (columns.values[name] > 0.9).all()
+
+
+def test_han_share_counts_han_only() -> None:
+    assert score(["漢字かな"]).values["han_share"][0] == np.float32(0.5)
