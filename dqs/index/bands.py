@@ -67,7 +67,7 @@ def choose_banding(
             if banding.meeting_probability(threshold) < recall:
                 continue
             # Corpora hold many pairs that share boilerplate; three tenths of all shingles is a lot of it.
-            cost = bands + 100.0 * banding.meeting_probability(0.3 * threshold / 0.75)
+            cost = bands + 200.0 * banding.meeting_probability(0.3 * threshold / 0.75)
             if cost < best_cost:
                 best, best_cost = banding, cost
             break

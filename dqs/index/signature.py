@@ -78,8 +78,8 @@ class SignatureParameters:
     """
 
     permutations: int = 256
-    bands: int = 16
-    rows: int = 6
+    bands: int = 12
+    rows: int = 5
     bits: int = 4
     threshold: float = 0.75
     seed: int = 1
@@ -87,8 +87,8 @@ class SignatureParameters:
     def __post_init__(self) -> None:
         if self.bits not in (1, 2, 4, 8):
             raise ValueError(f"bits is {self.bits}, must be 1, 2, 4 or 8")
-        if self.permutations <= 0 or self.permutations * self.bits % 8:
-            raise ValueError(f"permutations times bits is {self.permutations * self.bits}, must be a multiple of 8")
+        if self.permutations <= 0 or self.permutations * self.bits % 64:
+            raise ValueError(f"permutations times bits is {self.permutations * self.bits}, must be a multiple of 64")
         if self.bands < 1 or self.rows < 1 or self.bands * self.rows > self.permutations:
             raise ValueError(
                 f"{self.bands} bands of {self.rows} rows do not fit into {self.permutations} permutations"
