@@ -41,6 +41,13 @@ _REPEATED_LINES = (
     Signal("duplicate_line_character_share", "share of characters of lines", 0, 1, _WORSE_HIGH,
            "Characters in lines that repeat an earlier line."),
 )  # fmt: skip
+_LINE_SHAPES = (
+    Signal("short_line_share", "share of lines", 0, 1, _WORSE_HIGH,
+           "Lines that are not blank and under 30 columns wide; characters of scripts without spaces take two."),
+    Signal("terminated_line_share", "share of lines", 0, 1, Direction.LOWER_IS_WORSE,
+           "Lines that end a sentence: a full stop, question or exclamation mark, closing quotes and brackets apart."),
+    Signal("ellipsis_line_share", "share of lines", 0, 1, _WORSE_HIGH, "Lines that end in an ellipsis."),
+)  # fmt: skip
 _NGRAMS = tuple(
     Signal(f"top_{n}gram_share", "share of characters of words", 0, 1, _WORSE_HIGH,
            f"Characters under the most repeated sequence of {n} words.")
@@ -51,13 +58,25 @@ _NGRAMS = tuple(
     for n in DUPLICATE_SIZES
 )  # fmt: skip
 
+SHORT_LINE_COLUMNS = 30
+"""FineWeb's limit of 30 characters, with wide characters counted twice."""
+
+# Full stop, exclamation mark, question mark; then their forms in other scripts.
+TERMINATORS = ".!?。！？｡؟۔।॥‼⁇⁈⁉"
+CLOSERS = "\"'”’»›」』）)]】》〉*_"
+_TERMINATORS_ARRAY = np.array(list(map(ord, TERMINATORS)), dtype=np.uint32)
+_CLOSERS_ARRAY = np.array(list(map(ord, CLOSERS)), dtype=np.uint32)
+_ELLIPSIS = ord("…")
+_SPACE = np.uint8(16)
+_UNSPACED = np.uint8(64)
+
 
 class StatisticsScorer:
     """Counts and shares; missing (TOO_SHORT) where a share has nothing to be a share of."""
 
     name: ClassVar[str] = "statistics"
     needs: ClassVar[tuple[str, ...]] = ()
-    signals = _COUNTS + _SHARES + _REPEATED_LINES + _NGRAMS
+    signals = _COUNTS + _SHARES + _REPEATED_LINES + _LINE_SHAPES + _NGRAMS
 
     def score(self, batch: TextBatch, columns: ScoreColumns) -> None:
         """Fills every column of `signals`."""
@@ -70,9 +89,13 @@ class StatisticsScorer:
         )  # fmt: skip
         lines = np.empty((n, len(_REPEATED_LINES)), dtype=np.float32)
         duplicate_lines(batch.codepoints, batch.classes, batch.line_start, batch.line_end, batch.line_offsets, lines)
+        shapes = np.empty((n, len(_LINE_SHAPES)), dtype=np.float32)
+        _line_shapes(batch.codepoints, batch.classes, batch.line_start, batch.line_end, batch.line_offsets, shapes)
         ngrams = np.empty((n, len(_NGRAMS)), dtype=np.float32)
         ngram_shares(batch.word_hash, batch.word_start, batch.word_end, batch.word_offsets, ngrams)
-        for table, signals in ((counts, _COUNTS), (shares, _SHARES), (lines, _REPEATED_LINES), (ngrams, _NGRAMS)):
+        for table, signals in (
+            (counts, _COUNTS), (shares, _SHARES), (lines, _REPEATED_LINES), (shapes, _LINE_SHAPES), (ngrams, _NGRAMS),
+        ):  # fmt: skip
             missing = np.where(np.isnan(table), np.uint8(Missing.TOO_SHORT), np.uint8(Missing.PRESENT))
             for column, signal in enumerate(signals):
                 columns.put(signal.name, table[:, column], missing[:, column])
@@ -110,3 +133,66 @@ def _count(
                 if value >> flag & 1:
                     members += histogram[value]
             shares[document, 1 + flag] = np.float32(members / (end - start)) if end > start else np.float32(np.nan)
+
+
+@njit(cache=True, nogil=True)
+def _line_shapes(
+    codepoints: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    line_start: NDArray[np.int64],
+    line_end: NDArray[np.int64],
+    line_offsets: NDArray[np.int64],
+    shares: NDArray[np.float32],
+) -> None:
+    for document in range(line_offsets.size - 1):
+        lines = np.int64(0)
+        short = np.int64(0)
+        terminated = np.int64(0)
+        ellipsis = np.int64(0)
+        for line in range(line_offsets[document], line_offsets[document + 1]):
+            first = line_start[line]
+            last = line_end[line]
+            while first < last and classes[first] & _SPACE:
+                first += 1
+            while first < last and classes[last - 1] & _SPACE:
+                last -= 1
+            if first == last:
+                continue
+            lines += 1
+            columns = last - first
+            if columns < SHORT_LINE_COLUMNS:
+                for position in range(first, last):
+                    if classes[position] & _UNSPACED:
+                        columns += 1
+                short += columns < SHORT_LINE_COLUMNS
+            while last > first + 1 and _is_closer(codepoints[last - 1]):
+                last -= 1
+            end = codepoints[last - 1]
+            if end == _ELLIPSIS or (
+                end == 46 and last - first > 2 and codepoints[last - 2] == 46 and codepoints[last - 3] == 46
+            ):
+                ellipsis += 1
+            elif _is_terminator(end):
+                terminated += 1
+        if lines:
+            shares[document, 0] = np.float32(short / lines)
+            shares[document, 1] = np.float32(terminated / lines)
+            shares[document, 2] = np.float32(ellipsis / lines)
+        else:
+            shares[document, :] = np.float32(np.nan)
+
+
+@njit(cache=True, nogil=True)
+def _is_closer(codepoint: np.uint32) -> bool:
+    for known in _CLOSERS_ARRAY:
+        if codepoint == known:
+            return True
+    return False
+
+
+@njit(cache=True, nogil=True)
+def _is_terminator(codepoint: np.uint32) -> bool:
+    for known in _TERMINATORS_ARRAY:
+        if codepoint == known:
+            return True
+    return False

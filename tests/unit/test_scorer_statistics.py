@@ -7,13 +7,15 @@ import unicodedata
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dqs.data import Missing
 from dqs.scorer import ScoreColumns
-from dqs.scorers.statistics import StatisticsScorer
-from dqs.text import TextBatch
+from dqs.scorers.statistics import CLOSERS, TERMINATORS, StatisticsScorer
+from dqs.text import CharClass, TextBatch
+from dqs.text.unicode_tables import unicode_tables
 from tests.unit.awkward import texts
 from tests.unit.test_text_batch import plain_lines, plain_words
 
@@ -46,6 +48,14 @@ def plain_duplicate(words: list[str], n: int) -> float:
     return share(sum(len(words[i]) for i in covered), sum(map(len, words)))
 
 
+def columns_wide(line: str) -> int:
+    return sum(2 if unicode_tables().classes[ord(character)] & CharClass.UNSPACED else 1 for character in line)
+
+
+def before_closers(line: str) -> str:
+    return line[0] + line[1:].rstrip(CLOSERS)
+
+
 def plain_statistics(text: str) -> dict[str, float]:
     words = plain_words(text)
     stripped = [line.strip() for line in plain_lines(text)]
@@ -66,6 +76,14 @@ def plain_statistics(text: str) -> dict[str, float]:
         "duplicate_line_share": share(len(repeated), len(lines)),
         "duplicate_line_character_share": share(sum(map(len, repeated)), sum(map(len, lines))),
     }
+    ends = [before_closers(line) for line in lines]
+    ellipses = [end.endswith(("...", "…")) for end in ends]
+    terminated = [end[-1] in TERMINATORS and not dots for end, dots in zip(ends, ellipses, strict=True)]
+    expected |= {
+        "short_line_share": share(sum(columns_wide(line) < 30 for line in lines), len(lines)),
+        "terminated_line_share": share(sum(terminated), len(lines)),
+        "ellipsis_line_share": share(sum(ellipses), len(lines)),
+    }
     for n in (2, 3, 4):
         expected[f"top_{n}gram_share"] = plain_top(words, n) if words else math.nan
     for n in range(5, 11):
@@ -82,6 +100,28 @@ def test_statistics_agree_with_python(documents: list[str]) -> None:
             found = float(columns.values[name][i])
             assert np.isclose(found, expected, rtol=1e-5, equal_nan=True), (name, found, expected)
             assert (columns.missing[name][i] == Missing.TOO_SHORT) == math.isnan(expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "terminated", "ellipsis"),
+    [
+        ("It ended.", 1, 0),
+        ("“Did it end?”", 1, 0),
+        ("他问：“结束了吗？”", 1, 0),
+        ("结束了。）", 1, 0),
+        ("It goes on ...", 0, 1),
+        ("还没有说完……", 0, 1),
+        ("Home", 0, 0),
+        ("首页", 0, 0),
+        ("...", 0, 1),
+        ('"', 0, 0),
+    ],
+)
+def test_ends_of_lines(line: str, terminated: float, ellipsis: float) -> None:
+    columns = score([line])
+
+    assert columns.values["terminated_line_share"][0] == terminated
+    assert columns.values["ellipsis_line_share"][0] == ellipsis
 
 
 def test_every_signal_is_filled_for_every_document() -> None:
