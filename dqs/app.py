@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 
 from dqs.data import Document
 from dqs.executors.inline import InlineExecutor
-from dqs.index import SignatureParameters, open_store
+from dqs.index.embedded import EmbeddedRedis
+from dqs.index.redis_store import DuplicateStore, connect
+from dqs.index.signature import SignatureParameters
 from dqs.models import find_models, model_roots
-from dqs.pipeline import ModelInfo, Pipeline
+from dqs.pipeline import DUPLICATE_SIGNALS, ModelInfo, Pipeline
 from dqs.policy import load_policies
 from dqs.scorers import build_scorers
-from dqs.settings import Settings
+from dqs.settings import MIB, Settings
 
 _WARM_UP = (
     Document("en", b"A short text that goes through every scorer before the first real one does.\nTwice, in fact."),
@@ -35,17 +38,43 @@ def build_pipeline(settings: Settings, *, dedup: bool = True) -> Iterator[Pipeli
         ConfigError: settings, models or policies do not fit.
         IndexUnavailable: Redis cannot be reached.
     """
+    _keep_freed_memory()
     models = find_models(model_roots(settings.models, settings.data_dir))
     for model in models:
         model.verify()
     scorers = build_scorers(models)
-    policies = load_policies(settings.policies, {signal.name for scorer in scorers for signal in scorer.signals})
+    signals = [signal for scorer in scorers for signal in scorer.signals]
+    policies = load_policies(settings.policies, {signal.name for signal in (*signals, *DUPLICATE_SIGNALS)})
     infos = [ModelInfo(model.name, model.version, model.kind, model.languages, model.digest) for model in models]
     with contextlib.ExitStack() as stack:
-        parameters = SignatureParameters() if dedup else None
-        store = stack.enter_context(open_store(settings)) if dedup else None
-        executor = InlineExecutor(scorers, parameters)
+        store = stack.enter_context(_open_store(settings)) if dedup else None
+        executor = InlineExecutor(scorers, store.parameters if store is not None else None)
         yield Pipeline(executor, policies, store, infos, settings.max_document_bytes)
+
+
+@contextlib.contextmanager
+def _open_store(settings: Settings) -> Iterator[DuplicateStore]:
+    with contextlib.ExitStack() as stack:
+        url = settings.redis_url
+        if url is None:
+            url = stack.enter_context(EmbeddedRedis(settings.data_dir / "redis")).url
+        client = connect(url, timeout_s=settings.redis_timeout_s)
+        store = stack.enter_context(contextlib.closing(DuplicateStore(client, SignatureParameters())))
+        yield store
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library reuse the memory of the last batch instead of returning it to the kernel.
+
+    Every batch allocates the same large arrays; with glibc's defaults each of them is
+    mapped afresh, and the page faults cost as much as the text kernels themselves.
+    Elsewhere than on glibc nothing happens.
+    """
+    trim_threshold, mmap_threshold, kept_bytes = -1, -3, 256 * MIB
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, kept_bytes)
+        libc.mallopt(trim_threshold, kept_bytes)
 
 
 def warm(pipeline: Pipeline) -> None:

@@ -178,7 +178,7 @@ class Pipeline:
             policy: name of the policy that decides.
             corpus: namespace of the duplicate index; None leaves duplication out.
             degrade: where the index cannot be reached, answer with duplication marked
-                UNAVAILABLE instead of failing. Nothing is inserted then.
+                UNAVAILABLE instead of failing.
 
         Raises:
             PolicyError: there is no such policy.
