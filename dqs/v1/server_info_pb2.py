@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from dqs.v1 import decision_pb2 as dqs_dot_v1_dot_decision__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64qs/v1/server_info.proto\x12\x06\x64qs.v1\x1a\x15\x64qs/v1/decision.proto\"\x16\n\x14GetServerInfoRequest\"\xaa\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x07signals\x18\x02 \x03(\x0b\x32\x0e.dqs.v1.Signal\x12\x1d\n\x06models\x18\x03 \x03(\x0b\x32\r.dqs.v1.Model\x12 \n\x08policies\x18\x04 \x03(\x0b\x32\x0e.dqs.v1.Policy\x12\x1e\n\x06limits\x18\x05 \x01(\x0b\x32\x0e.dqs.v1.Limits\"\x8b\x01\n\x06Signal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12$\n\tdirection\x18\x05 \x01(\x0e\x32\x11.dqs.v1.Direction\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\r\"D\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"Y\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1b\n\x05rules\x18\x04 \x03(\x0b\x32\x0c.dqs.v1.Rule\"\xb3\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12\"\n\x08operator\x18\x03 \x01(\x0e\x32\x10.dqs.v1.Operator\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x11\n\tlanguages\x18\x05 \x03(\t\x12\x1c\n\x05label\x18\x06 \x01(\x0e\x32\r.dqs.v1.Label\x12\'\n\x07missing\x18\x07 \x03(\x0b\x32\x16.dqs.v1.MissingOutcome\"U\n\x0eMissingOutcome\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.dqs.v1.MissingReason\x12\x1c\n\x05label\x18\x02 \x01(\x0e\x32\r.dqs.v1.Label\"\xb5\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1b\n\x13max_batch_documents\x18\x02 \x01(\x04\x12\x1a\n\x12max_document_bytes\x18\x03 \x01(\x04\x12\x1f\n\x17stream_window_documents\x18\x04 \x01(\x04\x12\x1b\n\x13stream_window_bytes\x18\x05 \x01(\x04\x12\x19\n\x11max_waiting_bytes\x18\x06 \x01(\x04*z\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44IRECTION_HIGHER_IS_WORSE\x10\x01\x12\x1c\n\x18\x44IRECTION_LOWER_IS_WORSE\x10\x02\x12\x15\n\x11\x44IRECTION_NEUTRAL\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x64qs/v1/server_info.proto\x12\x06\x64qs.v1\x1a\x15\x64qs/v1/decision.proto\"\x16\n\x14GetServerInfoRequest\"\xaa\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1f\n\x07signals\x18\x02 \x03(\x0b\x32\x0e.dqs.v1.Signal\x12\x1d\n\x06models\x18\x03 \x03(\x0b\x32\r.dqs.v1.Model\x12 \n\x08policies\x18\x04 \x03(\x0b\x32\x0e.dqs.v1.Policy\x12\x1e\n\x06limits\x18\x05 \x01(\x0b\x32\x0e.dqs.v1.Limits\"\x8b\x01\n\x06Signal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0b\n\x03low\x18\x03 \x01(\x01\x12\x0c\n\x04high\x18\x04 \x01(\x01\x12$\n\tdirection\x18\x05 \x01(\x0e\x32\x11.dqs.v1.Direction\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x0f\n\x07version\x18\x07 \x01(\r\"W\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x11\n\tlanguages\x18\x04 \x03(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"Y\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x1b\n\x05rules\x18\x04 \x03(\x0b\x32\x0c.dqs.v1.Rule\"\xb3\x01\n\x04Rule\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12\"\n\x08operator\x18\x03 \x01(\x0e\x32\x10.dqs.v1.Operator\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x11\n\tlanguages\x18\x05 \x03(\t\x12\x1c\n\x05label\x18\x06 \x01(\x0e\x32\r.dqs.v1.Label\x12\'\n\x07missing\x18\x07 \x03(\x0b\x32\x16.dqs.v1.MissingOutcome\"U\n\x0eMissingOutcome\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.dqs.v1.MissingReason\x12\x1c\n\x05label\x18\x02 \x01(\x0e\x32\r.dqs.v1.Label\"\xb5\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x1b\n\x13max_batch_documents\x18\x02 \x01(\x04\x12\x1a\n\x12max_document_bytes\x18\x03 \x01(\x04\x12\x1f\n\x17stream_window_documents\x18\x04 \x01(\x04\x12\x1b\n\x13stream_window_bytes\x18\x05 \x01(\x04\x12\x19\n\x11max_pending_bytes\x18\x06 \x01(\x04*z\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x44IRECTION_HIGHER_IS_WORSE\x10\x01\x12\x1c\n\x18\x44IRECTION_LOWER_IS_WORSE\x10\x02\x12\x15\n\x11\x44IRECTION_NEUTRAL\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dqs.v1.server_info_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTION']._serialized_start=1012
-  _globals['_DIRECTION']._serialized_end=1134
+  _globals['_DIRECTION']._serialized_start=1031
+  _globals['_DIRECTION']._serialized_end=1153
   _globals['_GETSERVERINFOREQUEST']._serialized_start=59
   _globals['_GETSERVERINFOREQUEST']._serialized_end=81
   _globals['_GETSERVERINFORESPONSE']._serialized_start=84
@@ -41,13 +41,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNAL']._serialized_start=257
   _globals['_SIGNAL']._serialized_end=396
   _globals['_MODEL']._serialized_start=398
-  _globals['_MODEL']._serialized_end=466
-  _globals['_POLICY']._serialized_start=468
-  _globals['_POLICY']._serialized_end=557
-  _globals['_RULE']._serialized_start=560
-  _globals['_RULE']._serialized_end=739
-  _globals['_MISSINGOUTCOME']._serialized_start=741
-  _globals['_MISSINGOUTCOME']._serialized_end=826
-  _globals['_LIMITS']._serialized_start=829
-  _globals['_LIMITS']._serialized_end=1010
+  _globals['_MODEL']._serialized_end=485
+  _globals['_POLICY']._serialized_start=487
+  _globals['_POLICY']._serialized_end=576
+  _globals['_RULE']._serialized_start=579
+  _globals['_RULE']._serialized_end=758
+  _globals['_MISSINGOUTCOME']._serialized_start=760
+  _globals['_MISSINGOUTCOME']._serialized_end=845
+  _globals['_LIMITS']._serialized_start=848
+  _globals['_LIMITS']._serialized_end=1029
 # @@protoc_insertion_point(module_scope)

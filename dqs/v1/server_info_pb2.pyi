@@ -55,16 +55,18 @@ class Signal(_message.Message):
     def __init__(self, name: _Optional[str] = ..., unit: _Optional[str] = ..., low: _Optional[float] = ..., high: _Optional[float] = ..., direction: _Optional[_Union[Direction, str]] = ..., description: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "kind", "digest")
+    __slots__ = ("name", "version", "kind", "languages", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     kind: str
+    languages: _containers.RepeatedScalarFieldContainer[str]
     digest: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., kind: _Optional[str] = ..., languages: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Policy(_message.Message):
     __slots__ = ("name", "version", "description", "rules")
@@ -105,17 +107,17 @@ class MissingOutcome(_message.Message):
     def __init__(self, reason: _Optional[_Union[_decision_pb2.MissingReason, str]] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_batch_documents", "max_document_bytes", "stream_window_documents", "stream_window_bytes", "max_waiting_bytes")
+    __slots__ = ("max_message_bytes", "max_batch_documents", "max_document_bytes", "stream_window_documents", "stream_window_bytes", "max_pending_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_DOCUMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAM_WINDOW_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     STREAM_WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
-    MAX_WAITING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PENDING_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_batch_documents: int
     max_document_bytes: int
     stream_window_documents: int
     stream_window_bytes: int
-    max_waiting_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_batch_documents: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., stream_window_documents: _Optional[int] = ..., stream_window_bytes: _Optional[int] = ..., max_waiting_bytes: _Optional[int] = ...) -> None: ...
+    max_pending_bytes: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_batch_documents: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., stream_window_documents: _Optional[int] = ..., stream_window_bytes: _Optional[int] = ..., max_pending_bytes: _Optional[int] = ...) -> None: ...

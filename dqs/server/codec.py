@@ -1,0 +1,409 @@
+"""Wire messages to documents, results to wire messages.
+
+Requests arrive as raw bytes and are parsed here, so that a malformed one is an
+error of the caller's (`RequestError`) and not the UNKNOWN status that gRPC
+gives when its own deserializer fails. Scores leave as one matrix per response,
+copied in bulk: no Python object is made per document and signal.
+
+This module knows nothing of gRPC and never looks into a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from dqs.data import Document, Missing, Reason
+from dqs.errors import DocumentError, DocumentErrorCode, RequestError
+from dqs.scorer import Direction, Signal
+from dqs.v1 import decision_pb2, scoring_pb2, server_info_pb2
+
+if TYPE_CHECKING:
+    from dqs.pipeline import Pipeline, Results
+    from dqs.policy import Policy
+
+OPERATORS: Mapping[str, decision_pb2.Operator] = MappingProxyType(
+    {
+        "<": decision_pb2.OPERATOR_LESS,
+        "<=": decision_pb2.OPERATOR_LESS_OR_EQUAL,
+        ">": decision_pb2.OPERATOR_GREATER,
+        ">=": decision_pb2.OPERATOR_GREATER_OR_EQUAL,
+    }
+)
+_DIRECTIONS: Mapping[Direction, server_info_pb2.Direction] = MappingProxyType(
+    {
+        Direction.HIGHER_IS_WORSE: server_info_pb2.DIRECTION_HIGHER_IS_WORSE,
+        Direction.LOWER_IS_WORSE: server_info_pb2.DIRECTION_LOWER_IS_WORSE,
+        Direction.NEUTRAL: server_info_pb2.DIRECTION_NEUTRAL,
+    }
+)
+_ERROR_CODES: Mapping[DocumentErrorCode, scoring_pb2.DocumentErrorCode] = MappingProxyType(
+    {code: scoring_pb2.DocumentErrorCode.Value(f"DOCUMENT_ERROR_CODE_{code.value}") for code in DocumentErrorCode}
+)
+_LENGTH_DELIMITED = 2
+_VALUES_TAG = scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
+_MISSING_TAG = scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What requests must keep to.
+
+    Attributes:
+        max_message_bytes: largest encoded message.
+        max_batch_documents: most documents in one message.
+        max_document_bytes: longest text of one document.
+        stream_window_documents: most unanswered documents of one stream before it is read no further.
+        stream_window_bytes: most unanswered bytes of text of one stream before it is read no further.
+        max_pending_bytes: most bytes of text without an answer over all calls.
+    """
+
+    max_message_bytes: int
+    max_batch_documents: int
+    max_document_bytes: int
+    stream_window_documents: int
+    stream_window_bytes: int
+    max_pending_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How documents of a call are scored; calls with equal options share batches.
+
+    Attributes:
+        policy: name of the policy.
+        corpus: where duplicates are looked for; None where they are not.
+        degrade: score without duplication while the index cannot be reached, instead of failing.
+    """
+
+    policy: str
+    corpus: str | None
+    degrade: bool
+
+
+DEFAULT_OPTIONS = Options(policy="default", corpus="default", degrade=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A parsed request.
+
+    Attributes:
+        options: None where the message has none.
+        sequence: sequence number of a stream's message, 0 in a unary request.
+        documents: what it asks about.
+        text_bytes: length of all texts together.
+    """
+
+    options: Options | None
+    sequence: int
+    documents: list[Document]
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive answers, a part of those to a request.
+
+    Attributes:
+        start: first of them in `results`.
+        stop: past the last of them.
+        outcome: where they are, or why scoring failed.
+    """
+
+    start: int
+    stop: int
+    outcome: Results | DocumentError
+
+
+def parse_batch_request(raw: bytes, limits: Limits) -> Request:
+    """Parses a ScoreBatchRequest.
+
+    Args:
+        raw: the encoded message.
+        limits: what it must keep to.
+
+    Returns:
+        The request, with options.
+
+    Raises:
+        RequestError: it is malformed or breaks a limit of the call.
+    """
+    message = scoring_pb2.ScoreBatchRequest()
+    _parse(message, raw)
+    documents = _documents(message.documents, limits)
+    return Request(_options(message.options), 0, documents, _text_bytes(documents))
+
+
+def parse_stream_request(raw: bytes, limits: Limits) -> Request:
+    """Parses a ScoreStreamRequest.
+
+    Args:
+        raw: the encoded message.
+        limits: what it must keep to.
+
+    Returns:
+        The request; its options are None where the message has none.
+
+    Raises:
+        RequestError: it is malformed or breaks a limit of the call.
+    """
+    message = scoring_pb2.ScoreStreamRequest()
+    _parse(message, raw)
+    options = _options(message.options) if message.HasField("options") else None
+    documents = _documents(message.documents, limits)
+    return Request(options, message.sequence, documents, _text_bytes(documents))
+
+
+def parse_server_info_request(raw: bytes) -> None:
+    """Checks a GetServerInfoRequest, which has no fields.
+
+    Raises:
+        RequestError: it is malformed.
+    """
+    _parse(server_info_pb2.GetServerInfoRequest(), raw)
+
+
+def _parse(
+    message: scoring_pb2.ScoreBatchRequest | scoring_pb2.ScoreStreamRequest | server_info_pb2.GetServerInfoRequest,
+    raw: bytes,
+) -> None:
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        # The parser's own words may quote the message.
+        raise RequestError(
+            f"The message is not a valid dqs.v1.{type(message).__name__}: encode it with the stubs"
+            " of dqs.v1, and send text that may not be UTF-8 in the field `text` only."
+        ) from None
+
+
+def _options(message: scoring_pb2.ScoreOptions) -> Options:
+    for field, enum in (
+        ("deduplication", scoring_pb2.Deduplication),
+        ("index_failure", scoring_pb2.IndexFailure),
+    ):
+        value = getattr(message, field)
+        if value not in enum.values():
+            raise RequestError(
+                f"Options carry the unknown number {value} in {field}: use one of {', '.join(enum.keys())}.",
+                field=f"options.{field}",
+            )
+    return Options(
+        policy=message.policy or "default",
+        corpus=None if message.deduplication == scoring_pb2.DEDUPLICATION_DISABLED else message.corpus or "default",
+        degrade=message.index_failure == scoring_pb2.INDEX_FAILURE_DEGRADE,
+    )
+
+
+def _documents(messages: Sequence[scoring_pb2.Document], limits: Limits) -> list[Document]:
+    if len(messages) > limits.max_batch_documents:
+        raise RequestError(
+            f"The message has {len(messages)} documents and at most {limits.max_batch_documents}"
+            " are allowed: send them in several.",
+            field="documents",
+        )
+    return [Document(m.id, m.text, m.language, m.source) for m in messages]
+
+
+def _text_bytes(documents: Sequence[Document]) -> int:
+    return sum(len(document.text) for document in documents)
+
+
+class Encoder:
+    """Writes answers into responses, with the columns of one pipeline.
+
+    Args:
+        signals: the signals that responses carry, in the order of their columns.
+    """
+
+    def __init__(self, signals: Sequence[Signal]) -> None:
+        self._names = [signal.name for signal in signals]
+        self._versions = [signal.version for signal in signals]
+
+    def batch_response(self, request: Request, pieces: Sequence[Piece]) -> bytes:
+        """Encodes a ScoreBatchResponse.
+
+        Args:
+            request: what is answered.
+            pieces: answers to `request.documents`, all of them, in their order.
+
+        Returns:
+            The encoded message.
+        """
+        response = scoring_pb2.ScoreBatchResponse()
+        self._fill(response.scored, request, pieces)
+        encoded: bytes = response.SerializeToString()
+        return encoded
+
+    def stream_response(self, request: Request, pieces: Sequence[Piece], acknowledged: int) -> bytes:
+        """Encodes a ScoreStreamResponse.
+
+        Args:
+            request: what is answered.
+            pieces: answers to `request.documents`, all of them, in their order.
+            acknowledged: highest sequence number up to which everything has been answered.
+
+        Returns:
+            The encoded message.
+        """
+        response = scoring_pb2.ScoreStreamResponse(sequence=request.sequence, acknowledged=acknowledged)
+        self._fill(response.scored, request, pieces)
+        encoded: bytes = response.SerializeToString()
+        return encoded
+
+    def _fill(self, target: scoring_pb2.ScoredDocuments, request: Request, pieces: Sequence[Piece]) -> None:
+        target.signals.extend(self._names)
+        target.signal_versions.extend(self._versions)
+        values = np.full((len(request.documents), len(self._names)), np.nan, dtype="<f4")
+        missing = np.zeros(values.shape, dtype=np.uint8)
+        row = 0
+        for piece in pieces:
+            count = piece.stop - piece.start
+            outcome = piece.outcome
+            if isinstance(outcome, DocumentError):
+                for document in request.documents[row : row + count]:
+                    _add_error(target, document.id, outcome)
+            else:
+                target.policy = outcome.policy
+                _add_results(target, outcome, piece.start, piece.stop)
+                self._copy_columns(outcome, piece, values[row : row + count], missing[row : row + count])
+            row += count
+        target.MergeFromString(_packed(_VALUES_TAG, values.tobytes()))
+        if missing.any():
+            # Codes are below 128, so that each is its own varint.
+            target.MergeFromString(_packed(_MISSING_TAG, missing.tobytes()))
+
+    def _copy_columns(
+        self, results: Results, piece: Piece, values: NDArray[np.float32], missing: NDArray[np.uint8]
+    ) -> None:
+        columns = results.columns
+        for column, name in enumerate(self._names):
+            values[:, column] = columns.values[name][piece.start : piece.stop]
+            missing[:, column] = columns.missing[name][piece.start : piece.stop]
+        for row, error in enumerate(results.errors[piece.start : piece.stop]):
+            if error is not None:
+                values[row] = np.nan
+                missing[row] = Missing.PRESENT
+
+
+def _add_results(target: scoring_pb2.ScoredDocuments, results: Results, start: int, stop: int) -> None:
+    add = target.results.add
+    labels = results.labels.tolist()
+    languages = results.columns.language
+    spans = results.columns.toxicity_span
+    span_list = None if spans is None else spans.tolist()
+    for i in range(start, stop):
+        error = results.errors[i]
+        if error is not None:
+            _add_error(target, results.ids[i], error)
+            continue
+        result = add(id=results.ids[i], label=labels[i], language=languages[i])
+        if span_list is not None and span_list[i][0] >= 0:
+            result.toxicity_span_start, result.toxicity_span_end = span_list[i]
+        for reason in results.reasons[i]:
+            _add_reason(result, reason)
+        original = results.duplicate_of[i]
+        if original is not None:
+            result.duplicate_of = original
+
+
+def _add_error(target: scoring_pb2.ScoredDocuments, document_id: str, error: DocumentError) -> None:
+    result = target.results.add(id=document_id)
+    result.error.code = _ERROR_CODES[error.code]
+    result.error.message = error.message
+
+
+def _add_reason(result: scoring_pb2.Result, reason: Reason) -> None:
+    added = result.reasons.add(
+        rule=reason.rule,
+        signal=reason.signal,
+        operator=OPERATORS[reason.operator],
+        threshold=reason.threshold,
+    )
+    if reason.value is None:
+        added.missing = decision_pb2.MissingReason.ValueType(reason.missing)
+    else:
+        added.value = reason.value
+
+
+def _packed(tag: int, payload: bytes) -> bytes:
+    """A packed repeated field in the wire format: tag, length as a varint, payload."""
+    header = bytearray((tag,))
+    length = len(payload)
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    header.append(length)
+    return bytes(header) + payload
+
+
+def encode_server_info(pipeline: Pipeline, limits: Limits, version: str) -> bytes:
+    """Encodes a GetServerInfoResponse.
+
+    Args:
+        pipeline: what scores.
+        limits: what requests must keep to.
+        version: of the dqs distribution.
+
+    Returns:
+        The encoded message.
+    """
+    response = server_info_pb2.GetServerInfoResponse(
+        version=version,
+        limits=server_info_pb2.Limits(
+            max_message_bytes=limits.max_message_bytes,
+            max_batch_documents=limits.max_batch_documents,
+            max_document_bytes=limits.max_document_bytes,
+            stream_window_documents=limits.stream_window_documents,
+            stream_window_bytes=limits.stream_window_bytes,
+            max_pending_bytes=limits.max_pending_bytes,
+        ),
+    )
+    for signal in pipeline.signals:
+        response.signals.add(
+            name=signal.name,
+            unit=signal.unit,
+            low=signal.low,
+            high=signal.high,
+            direction=_DIRECTIONS[signal.direction],
+            description=signal.description,
+            version=signal.version,
+        )
+    for model in pipeline.models:
+        response.models.add(
+            name=model.name,
+            version=model.version,
+            kind=model.kind,
+            languages=model.languages,
+            digest=model.digest,
+        )
+    for policy in pipeline.policies.values():
+        _add_policy(response, policy)
+    encoded: bytes = response.SerializeToString()
+    return encoded
+
+
+def _add_policy(response: server_info_pb2.GetServerInfoResponse, policy: Policy) -> None:
+    added = response.policies.add(name=policy.name, version=policy.version, description=policy.description)
+    for rule in policy.rules:
+        added_rule = added.rules.add(
+            id=rule.id,
+            signal=rule.signal,
+            operator=OPERATORS[rule.operator],
+            threshold=rule.threshold,
+            languages=sorted(rule.languages),
+            label=decision_pb2.Label.ValueType(rule.label),
+        )
+        for missing, label in sorted(rule.missing.items()):
+            if missing != Missing.PRESENT:
+                added_rule.missing.add(
+                    reason=decision_pb2.MissingReason.ValueType(missing),
+                    label=decision_pb2.Label.ValueType(label),
+                )

@@ -1,0 +1,226 @@
+"""ScoringService: takes calls in, hands their documents to the batcher, sends answers out.
+
+Handlers are registered for raw bytes; `codec` parses them, so that a malformed
+message is INVALID_ARGUMENT. This module translates nothing and scores nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from dqs.errors import DqsError, Overloaded, RequestError, Unavailable
+from dqs.server import codec
+from dqs.server.admission import Room
+from dqs.server.batcher import Batcher
+from dqs.server.codec import Encoder, Limits, Options, Piece, Request
+from dqs.server.status import abort, incident
+from dqs.v1 import scoring_pb2
+
+SERVICE_NAME: str = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
+
+Answer = TypeVar("Answer")
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+
+
+class ScoringServicer:
+    """Handles the calls of one server.
+
+    Args:
+        limits: what requests must keep to.
+        batcher: scores what calls bring.
+        encoder: writes answers.
+        server_info: the encoded answer to GetServerInfo.
+    """
+
+    def __init__(self, limits: Limits, batcher: Batcher, encoder: Encoder, server_info: bytes) -> None:
+        self._limits = limits
+        self._batcher = batcher
+        self._encoder = encoder
+        self._server_info = server_info
+        self._room = Room(limits.max_pending_bytes)
+        self._streams: set[_Stream] = set()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The handlers of every method, for raw bytes."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE_NAME,
+            {
+                "ScoreBatch": grpc.unary_unary_rpc_method_handler(self.score_batch),
+                "ScoreStream": grpc.stream_stream_rpc_method_handler(self.score_stream),
+                "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.get_server_info),
+            },
+        )
+
+    async def score_batch(self, raw: bytes, context: Context) -> bytes:
+        """Answers a ScoreBatchRequest."""
+        return await _guarded(context, self._score_batch(raw))
+
+    async def score_stream(self, _requests: Any, context: Context) -> None:
+        """Answers ScoreStreamRequests for as long as they come."""
+        stream = _Stream(context, self._limits, self._batcher, self._encoder, self._room)
+        self._streams.add(stream)
+        try:
+            await _guarded(context, stream.run())
+        finally:
+            self._streams.discard(stream)
+
+    async def get_server_info(self, raw: bytes, context: Context) -> bytes:
+        """Answers a GetServerInfoRequest."""
+        return await _guarded(context, self._get_server_info(raw))
+
+    def drain(self) -> None:
+        """Lets every stream answer what it has read, and end."""
+        for stream in self._streams:
+            stream.drain()
+
+    async def _score_batch(self, raw: bytes) -> bytes:
+        request = codec.parse_batch_request(raw, self._limits)
+        if not self._room.fits(request.text_bytes):
+            raise Overloaded(
+                f"{self._room.text_bytes} bytes of text wait for scoring and at most"
+                f" {self._limits.max_pending_bytes} may: try again later, or use ScoreStream, which waits."
+            )
+        size = (request.text_bytes, len(request.documents))
+        self._room.take(*size)
+        answers = self._batcher.submit(request.options or codec.DEFAULT_OPTIONS, request.documents)
+        try:
+            pieces = await answers
+        finally:
+            answers.cancel()
+            self._room.give_back(*size)
+        return self._encoder.batch_response(request, pieces)
+
+    async def _get_server_info(self, raw: bytes) -> bytes:
+        codec.parse_server_info_request(raw)
+        return self._server_info
+
+
+class _Stream:
+    """One ScoreStream call: a task reads, the call's own task writes.
+
+    What has been read and not yet written to the client counts into the window,
+    so that neither a fast writer nor a slow reader can fill the memory.
+    """
+
+    def __init__(self, context: Context, limits: Limits, batcher: Batcher, encoder: Encoder, room: Room) -> None:
+        self._context = context
+        self._limits = limits
+        self._batcher = batcher
+        self._encoder = encoder
+        self._room = room
+        self._window = Room(limits.stream_window_bytes, limits.stream_window_documents)
+        self._open: dict[int, asyncio.Future[list[Piece]]] = {}
+        """Sequence number -> answers to come or not yet written."""
+        self._sequences: deque[int] = deque()
+        """Sequence numbers in the order read, from the first unanswered one on."""
+        self._acknowledged = 0
+        self._events: asyncio.Queue[Request | None] = asyncio.Queue()
+        """Requests whose answers are there; None once the reader has ended."""
+        self._reader: asyncio.Task[None] | None = None
+        self._draining = False
+
+    def drain(self) -> None:
+        """Reads no further; the stream ends when it has answered what it has read."""
+        self._draining = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def run(self) -> None:
+        """Answers until the client or the server ends the stream.
+
+        Raises:
+            DqsError: the status to end the call with.
+        """
+        self._reader = asyncio.create_task(self._read())
+        self._reader.add_done_callback(lambda _: self._events.put_nowait(None))
+        try:
+            await self._write()
+            if self._draining:
+                raise Unavailable(
+                    "The server is shutting down: open the stream again, and send what it did not answer."
+                )
+            self._reader.result()
+        finally:
+            self._reader.cancel()
+            for answers in self._open.values():
+                answers.cancel()
+            self._room.give_back(self._window.text_bytes, self._window.documents)
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read(self) -> None:
+        options: Options | None = None
+        last = 0
+        while True:
+            await self._window.free()
+            await self._room.free()
+            raw = await self._context.read()
+            if raw is grpc.aio.EOF:
+                return
+            request = codec.parse_stream_request(raw, self._limits)
+            if request.sequence <= last:
+                raise RequestError(
+                    f"Sequence number {request.sequence} follows {last}: number the messages upwards from 1.",
+                    field="sequence",
+                )
+            if request.options is not None and last:
+                raise RequestError("Only the first message of a stream carries options.", field="options")
+            last = request.sequence
+            options = options or request.options or codec.DEFAULT_OPTIONS
+            self._submit(options, request)
+
+    def _submit(self, options: Options, request: Request) -> None:
+        # An empty message holds a place too; else a flood of them would be unbounded.
+        size = (request.text_bytes, max(1, len(request.documents)))
+        self._window.take(*size)
+        self._room.take(*size)
+        answers = self._batcher.submit(options, request.documents)
+        self._open[request.sequence] = answers
+        self._sequences.append(request.sequence)
+        answers.add_done_callback(partial(self._answered, request))
+
+    def _answered(self, request: Request, answers: asyncio.Future[list[Piece]]) -> None:
+        if not answers.cancelled():
+            answers.exception()  # read here, since a stream that has ended reads it nowhere else
+        self._events.put_nowait(request)
+
+    async def _write(self) -> None:
+        reading = True
+        while reading or self._open:
+            request = await self._events.get()
+            if request is None:
+                reading = False
+                continue
+            answers = self._open[request.sequence]
+            if answers.cancelled():
+                raise Unavailable("The server stopped while it was scoring: send the documents again.")
+            response = self._encoder.stream_response(request, answers.result(), self._acknowledge(request.sequence))
+            await self._context.write(response)
+            del self._open[request.sequence]
+            size = (request.text_bytes, max(1, len(request.documents)))
+            self._window.give_back(*size)
+            self._room.give_back(*size)
+
+    def _acknowledge(self, sequence: int) -> int:
+        """Counts a message as answered; returns the highest number up to which all are."""
+        while self._sequences and (self._sequences[0] == sequence or self._sequences[0] not in self._open):
+            self._acknowledged = self._sequences.popleft()
+        return self._acknowledged
+
+
+async def _guarded(context: Context, call: Awaitable[Answer]) -> Answer:
+    """Awaits a call and turns what it raises into a status with details."""
+    try:
+        return await call
+    except DqsError as error:
+        failure = error
+    except Exception as error:
+        if context.cancelled():  # the client has gone, and writing to it failed
+            raise asyncio.CancelledError from error
+        failure = incident(error)
+    return await abort(context, failure)
