@@ -38,9 +38,7 @@ class Banding:
         return float(1.0 - (1.0 - similarity**self.rows) ** self.bands)
 
 
-def choose_banding(
-    threshold: float, *, permutations: int, recall: float = 0.95, max_bands: int = 64
-) -> Banding:
+def choose_banding(threshold: float, *, permutations: int, recall: float = 0.95, max_bands: int = 64) -> Banding:
     """The cheapest banding that still lets documents at the threshold meet.
 
     Fewer bands cost less memory, more rows let fewer unlike documents meet and
@@ -80,9 +78,7 @@ def choose_banding(
 
 
 @njit(cache=True, nogil=True)
-def band_keys(
-    minhashes: NDArray[np.uint32], shingles: NDArray[np.int32], bands: int, rows: int
-) -> NDArray[np.uint32]:
+def band_keys(minhashes: NDArray[np.uint32], shingles: NDArray[np.int32], bands: int, rows: int) -> NDArray[np.uint32]:
     """One 32-bit key per document and band, equal where all rows of the band agree.
 
     Args:

@@ -243,11 +243,11 @@ class DuplicateStore:
                     result.reused_id[document] = True
                     result.similarity[document] = np.nan
                 elif kind == b"x":
-                    result.duplicate_of[document] = answer[1:].decode()
+                    result.duplicate_of[document] = answer[1:].decode("utf-8", "surrogatepass")
                     result.exact[document] = True
                     result.similarity[document] = 1.0
                 else:
-                    result.duplicate_of[document] = answer[3:].decode()
+                    result.duplicate_of[document] = answer[3:].decode("utf-8", "surrogatepass")
                     agreements[document] = int.from_bytes(answer[1:3], "big")
         near = agreements > 0
         result.similarity[near] = self.parameters.similarity(agreements[near])
@@ -261,7 +261,7 @@ class DuplicateStore:
         """
         with _translated():
             stored = self._client.hget(self._base(corpus) + "header", "documents")
-        return int(stored or 0)  # type: ignore[arg-type]  # redis-py's stubs mix sync and async
+        return int(stored or 0)
 
     def drop_corpus(self, corpus: str) -> None:
         """Removes a corpus and frees its memory; does nothing if there is none.
@@ -276,7 +276,7 @@ class DuplicateStore:
         with self._lock:
             self._layouts.pop(corpus, None)
         with _translated():
-            header: dict[bytes, bytes] = self._client.hgetall(base + "header")  # type: ignore[assignment]
+            header: dict[Any, Any] = self._client.hgetall(base + "header")
             with self._client.pipeline(transaction=True) as pipeline:
                 if header:
                     parameters = json.loads(header[b"parameters"])
@@ -310,7 +310,7 @@ class DuplicateStore:
         for _ in range(_MAX_LAYOUT_CHANGES):
             layout = self._open(corpus, base)
             prefix = f"{base}{layout.generation}:"
-            keys = [base + "header", prefix + "records", *_bucket_keys(prefix, fingerprints, layout.buckets)]
+            keys: list[Any] = [base + "header", prefix + "records", *_bucket_keys(prefix, fingerprints, layout.buckets)]
             with _translated():
                 reply: list[Any] = self._check_and_insert(
                     keys=keys,
@@ -318,7 +318,7 @@ class DuplicateStore:
                         self._header, layout.generation, layout.buckets, self.parameters.bands,
                         self.parameters.min_agreements, self.parameters.sketch_bytes, self._agreements, *arguments,
                     ],
-                )  # type: ignore[assignment]  # fmt: skip
+                )  # fmt: skip
             if reply[0] == b"done":
                 if reply[1] > ENTRIES_PER_BUCKET * layout.buckets:
                     self._split(corpus, base, layout)
@@ -372,7 +372,7 @@ class DuplicateStore:
             )
         with self._lock:
             if buckets:
-                self._layouts[corpus] = _Layout(layout.generation, int(buckets))  # type: ignore[call-overload]
+                self._layouts[corpus] = _Layout(layout.generation, int(buckets))
             else:
                 self._layouts.pop(corpus, None)
 
@@ -398,9 +398,7 @@ class DuplicateStore:
         fingerprints[:, _FIXED_BUCKETS:] = signatures.bands
         return fingerprints
 
-    def _pack(
-        self, signatures: Signatures, fingerprints: NDArray[np.uint32], insert: NDArray[np.bool_]
-    ) -> list[bytes]:
+    def _pack(self, signatures: Signatures, fingerprints: NDArray[np.uint32], insert: NDArray[np.bool_]) -> list[bytes]:
         """The packed fields of every document, see `check_and_insert.lua`."""
         n, structures = fingerprints.shape
         rows = np.empty((n, 17 + 4 * structures + self.parameters.sketch_bytes), dtype=np.uint8)
@@ -450,10 +448,8 @@ def _agreements_by_difference(bits: int) -> bytes:
 
 
 def _encoded_id(document: str) -> bytes:
-    try:
-        encoded = document.encode()
-    except UnicodeEncodeError:
-        raise RequestError("a document id holds lone surrogates; give ids that are valid Unicode") from None
+    # JSON may hold lone surrogates; an id is opaque, so they come back as they went in.
+    encoded = document.encode("utf-8", "surrogatepass")
     if not encoded or len(encoded) > MAX_ID_BYTES:
         raise RequestError(f"a document id has {len(encoded)} bytes; give every document 1 to {MAX_ID_BYTES}")
     return encoded
@@ -471,9 +467,7 @@ def _difference(stored: bytes, wanted: str) -> str:
     try:
         theirs = json.loads(stored)
         ours = json.loads(wanted)
-        names = sorted(
-            name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
-        )
+        names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         return ", ".join(f"{name} {theirs.get(name)} (here {ours.get(name)})" for name in names)
     except (ValueError, AttributeError):
         return "a header that this version cannot read"
@@ -491,7 +485,7 @@ def _without_password(url: str) -> str:
 
 
 def _info(client: redis.Redis, section: str) -> dict[str, Any]:
-    return client.info(section)  # type: ignore[return-value]  # redis-py's stubs mix sync and async
+    return client.info(section)
 
 
 @contextmanager

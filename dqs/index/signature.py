@@ -31,7 +31,7 @@ corpus can construct two texts that meet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -90,9 +90,7 @@ class SignatureParameters:
         if self.permutations <= 0 or self.permutations * self.bits % 64:
             raise ValueError(f"permutations times bits is {self.permutations * self.bits}, must be a multiple of 64")
         if self.bands < 1 or self.rows < 1 or self.bands * self.rows > self.permutations:
-            raise ValueError(
-                f"{self.bands} bands of {self.rows} rows do not fit into {self.permutations} permutations"
-            )
+            raise ValueError(f"{self.bands} bands of {self.rows} rows do not fit into {self.permutations} permutations")
         if not 0.0 < self.threshold <= 1.0:
             raise ValueError(f"threshold is {self.threshold}, must be in (0, 1]")
 
@@ -100,12 +98,11 @@ class SignatureParameters:
     def for_threshold(cls, threshold: float, *, permutations: int = 256, bits: int = 4) -> SignatureParameters:
         """Parameters with the bands that `dqs.index.bands.choose_banding` finds for a threshold."""
         banding = choose_banding(threshold, permutations=permutations)
-        return cls(
-            permutations=permutations, bands=banding.bands, rows=banding.rows, bits=bits, threshold=threshold
-        )
+        return cls(permutations=permutations, bands=banding.bands, rows=banding.rows, bits=bits, threshold=threshold)
 
     @property
     def banding(self) -> Banding:
+        """Bands and rows together."""
         return Banding(self.bands, self.rows)
 
     @property
@@ -181,9 +178,7 @@ def sign(batch: TextBatch, parameters: SignatureParameters) -> Signatures:
     )
 
 
-def minhashes(
-    batch: TextBatch, parameters: SignatureParameters
-) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+def minhashes(batch: TextBatch, parameters: SignatureParameters) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     """The full minima of every document.
 
     Permutation p maps a shingle with the 64-bit hash (high, low) to
@@ -238,13 +233,13 @@ def _tokenise(
     word = 0
     unspaced = 0
     for position in range(start, end):
-        word += np.int64((classes[position] & _WORD) != 0)
-        unspaced += np.int64((classes[position] & (_WORD | _UNSPACED)) == (_WORD | _UNSPACED))
+        word += 1 if classes[position] & _WORD else 0
+        unspaced += 1 if classes[position] & (_WORD | _UNSPACED) == (_WORD | _UNSPACED) else 0
     count = 0
     if unspaced >= unspaced_share * word:
         for position in range(start, end):
             tokens[count] = (_TOKEN_OFFSET ^ np.uint64(folded[position])) * _TOKEN_PRIME
-            count += np.int64((classes[position] & _WORD) != 0)
+            count += 1 if classes[position] & _WORD else 0
         return count
     inside = False
     token = _TOKEN_OFFSET
@@ -292,9 +287,7 @@ def _minhash(
 ) -> None:
     low_half = np.uint64(0xFFFFFFFF)
     for document in range(shingles.size):
-        tokens = _tokenise(
-            folded, classes, offsets[document], offsets[document + 1], unspaced_share, scratch
-        )
+        tokens = _tokenise(folded, classes, offsets[document], offsets[document + 1], unspaced_share, scratch)
         count = _shingle(scratch, tokens)
         shingles[document] = count
         if count == 0:
@@ -319,9 +312,7 @@ def _minhash(
                 value_1 = np.uint32(multiplier * low_1 + high_1)
                 value_2 = np.uint32(multiplier * low_2 + high_2)
                 value_3 = np.uint32(multiplier * low_3 + high_3)
-                smallest[permutation] = min(
-                    min(min(value_0, value_1), min(value_2, value_3)), smallest[permutation]
-                )
+                smallest[permutation] = min(min(min(value_0, value_1), min(value_2, value_3)), smallest[permutation])
 
 
 @njit(cache=True, nogil=True)
