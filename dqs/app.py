@@ -80,3 +80,22 @@ def _keep_freed_memory() -> None:
 def warm(pipeline: Pipeline) -> None:
     """Runs a small batch in both languages through every scorer, so that all kernels are compiled and loaded."""
     pipeline.run(_WARM_UP, policy=next(iter(pipeline.policies)), corpus=None)
+
+
+def serve(settings: Settings) -> None:
+    """Serves over gRPC until SIGTERM or SIGINT; see `dqs.server.server.serve`.
+
+    Raises:
+        ConfigError: the address, settings, models or policies do not fit.
+        IndexUnavailable: Redis cannot be reached.
+    """
+    # Imported here, so that scoring without a server does not load gRPC.
+    from dqs.server import server
+
+    @contextlib.contextmanager
+    def open_pipeline() -> Iterator[Pipeline]:
+        with build_pipeline(settings) as pipeline:
+            warm(pipeline)
+            yield pipeline
+
+    server.serve(settings, open_pipeline)
