@@ -213,6 +213,15 @@ class Pipeline:
         seconds["policy"] = time.perf_counter() - begin
         return Results(ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds)
 
+    def drop_corpus(self, corpus: str) -> None:
+        """Forgets every document of a corpus; does nothing if there is none.
+
+        Raises:
+            IndexUnavailable: the index cannot be reached.
+        """
+        if self._store is not None:
+            self._store.drop_corpus(corpus)
+
     def _check(self, document: Document) -> DocumentError | None:
         if len(document.text) > self.max_document_bytes:
             return DocumentError(
