@@ -149,9 +149,7 @@ def read_policy(path: Path, signals: Collection[str] | None = None) -> Policy:
         raise PolicyError(f"policy file {path} cannot be read: {error}") from None
     policy = parse_policy(text, str(path), signals)
     if policy.name != path.stem:
-        raise PolicyError(
-            f"{path}: name = {policy.name!r} must equal the file's name; rename one of them to the other"
-        )
+        raise PolicyError(f"{path}: name = {policy.name!r} must equal the file's name; rename one of them to the other")
     return policy
 
 
@@ -275,13 +273,9 @@ def _parse_missing(table: Any, base: Mapping[Missing, Label], where: str) -> Map
     merged = dict(base)
     for code, label in table.items():
         if code not in _MISSING_CODES:
-            raise PolicyError(
-                f"{where}: unknown missing code {code!r}; allowed are: {', '.join(_MISSING_CODES)}"
-            )
+            raise PolicyError(f"{where}: unknown missing code {code!r}; allowed are: {', '.join(_MISSING_CODES)}")
         if not isinstance(label, str) or label not in _MISSING_LABELS:
-            raise PolicyError(
-                f"{where}: missing.{code} = {label!r}; allowed are: {', '.join(_MISSING_LABELS)}"
-            )
+            raise PolicyError(f"{where}: missing.{code} = {label!r}; allowed are: {', '.join(_MISSING_LABELS)}")
         merged[_MISSING_CODES[code]] = _MISSING_LABELS[label]
     return merged
 
