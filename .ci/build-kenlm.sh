@@ -4,7 +4,7 @@
 #
 #   .ci/build-kenlm.sh DESTINATION [SDIST]
 #
-# DESTINATION receives the three programs. SDIST is a kenlm-*.tar.gz that is already here; without it
+# DESTINATION/bin receives the three programs. SDIST is a kenlm-*.tar.gz that is already here; without it
 # the one pinned below is fetched with pip.
 # Needs: a C++ compiler, cmake, make, and the Boost headers and libraries
 # (Debian: libboost-program-options-dev libboost-system-dev libboost-thread-dev libboost-test-dev zlib1g-dev).
@@ -38,8 +38,8 @@ then
   exit 1
 fi
 
-mkdir -p "$destination"
+mkdir -p "$destination/bin"
 for program in lmplz build_binary query; do
-  install -m 755 "$(find "$work/build" -type f -name "$program" | head -n 1)" "$destination/$program"
+  install -m 755 "$(find "$work/build" -type f -name "$program" | head -n 1)" "$destination/bin/$program"
 done
-echo "built lmplz, build_binary and query in $destination"
+echo "built lmplz, build_binary and query in $destination/bin"

@@ -28,7 +28,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,9 +106,7 @@ class ModelFolder:
         for entry in self.files:
             if entry.role == role:
                 return self.path / entry.name
-        raise ModelError(
-            f"model {self.label} names no file with role {role!r}: add it to {self.path / MODEL_FILE}"
-        )
+        raise ModelError(f"model {self.label} names no file with role {role!r}: add it to {self.path / MODEL_FILE}")
 
     def has_file(self, role: str) -> bool:
         """Tells whether model.toml names a file with this role."""
@@ -204,7 +201,7 @@ def find_models(
         versions: model name → the version to take; such a model may come from a later root.
 
     Returns:
-        The models, ordered by name.
+        The models, those of stronger roots first, by name within a root.
 
     Raises:
         ModelError: a model.toml is malformed, or a version asked for is in no root.
@@ -223,14 +220,13 @@ def find_models(
     for name, version in wanted.items():
         if name not in found:
             raise ModelError(f"model {name}@{version} is in no models folder: install it or ask for another")
-    return [found[name] for name in sorted(found) if kind is None or found[name].kind == kind]
+    return [model for model in found.values() if kind is None or model.kind == kind]
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:
     """Returns a key that orders versions: runs of digits as numbers, everything else as text."""
     return tuple(
-        (1, int(part), "") if part.isdecimal() else (0, 0, part)
-        for part in re.findall(r"[0-9]+|[^0-9.]+", version)
+        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"[0-9]+|[^0-9.]+", version)
     )
 
 
@@ -252,9 +248,7 @@ def load_model(path: Path) -> ModelFolder:
 
     name, version = _text(data, "name", source), _text(data, "version", source)
     if (name, version) != (path.parent.name, path.name):
-        raise ModelError(
-            f"{source} says {name}@{version} but lies in {path.parent.name}/{path.name}: make them equal"
-        )
+        raise ModelError(f"{source} says {name}@{version} but lies in {path.parent.name}/{path.name}: make them equal")
     return ModelFolder(
         path=path,
         name=name,
@@ -312,9 +306,7 @@ def write_model(
         "normaliser": normaliser,
         "licence": licence,
         "training_data": list(training_data),
-        "files": [
-            {"role": role, "name": file, "sha256": file_digest(folder / file)} for role, file in files.items()
-        ],
+        "files": [{"role": role, "name": file, "sha256": file_digest(folder / file)} for role, file in files.items()],
     }
     clash = sorted(_KEYS.intersection(tables or {}))
     if clash:
@@ -323,7 +315,7 @@ def write_model(
     target = folder / MODEL_FILE
     partial = folder / f".{MODEL_FILE}.partial"
     partial.write_text(to_toml(data), encoding="utf-8")
-    os.replace(partial, target)
+    partial.replace(target)
     return load_model(folder)
 
 
@@ -417,9 +409,7 @@ def _files(data: Mapping[str, Any], source: Path) -> tuple[ModelFile, ...]:
         if name in (".", "..") or "/" in name or "\\" in name or "\x00" in name:
             raise ModelError(f"{source}: {name!r} is no plain file name: keep the files beside model.toml")
         if not _DIGEST.match(sha256):
-            raise ModelError(
-                f"{source}: {name} needs sha256, 64 hexadecimal digits: take them from `sha256sum {name}`"
-            )
+            raise ModelError(f"{source}: {name} needs sha256, 64 hexadecimal digits: take them from `sha256sum {name}`")
         if any(file.role == role for file in files):
             raise ModelError(f"{source}: two files have the role {role!r}: give each its own")
         files.append(ModelFile(role=role, name=name, sha256=sha256))

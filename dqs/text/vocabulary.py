@@ -125,7 +125,7 @@ class Vocabulary:
         tokens = np.empty(documents.size, dtype=np.int64)
         used = _encode(
             batch.folded, batch.folded_classes, starts, ends, self._keys, self._kinds, self._characters,
-            self.longest_unspaced, out, segment_ends, segment_offsets, tokens,
+            np.int64(self.longest_unspaced), out, segment_ends, segment_offsets, tokens,
         )  # fmt: skip
         return TokenLines(
             text=out[:used].tobytes(),
@@ -183,6 +183,17 @@ def _put_character(value: np.uint32, out: NDArray[np.uint8], used: np.int64) -> 
     return used + 4
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _put_characters(
+    folded: NDArray[np.uint32], start: np.int64, stop: np.int64, out: NDArray[np.uint8], used: np.int64
+) -> np.int64:
+    """Writes one token and the space behind it."""
+    for at in range(start, stop):
+        used = _put_character(folded[at], out, used)
+    out[used] = 32
+    return used + 1
+
+
 @njit(cache=True, nogil=True)
 def _put_bytes(value: np.uint32, out: NDArray[np.uint8], used: np.int64) -> tuple[np.int64, np.int64]:
     """Writes one token per UTF-8 byte; returns the new end and the number of tokens."""
@@ -224,19 +235,19 @@ def _encode(
         end = ends[document]
         total = np.int64(0)  # end marks included
         in_line = np.int64(0)
-        in_segment = np.int64(0)
+        before_segment = np.int64(0)  # tokens of this line in earlier segments
         spaced = False
         after_unspaced = False
+        word_end = starts[document]  # inside an unknown word: its end
         while position <= end:
             if position == end or folded[position] == 10:
                 if in_line > 0:
                     out[used - 1] = 10
-                    first = in_line == in_segment
-                    segment_ends[segments] = ENDS_LINE | (STARTS_LINE if first else 0)
+                    segment_ends[segments] = ENDS_LINE | (STARTS_LINE if before_segment == 0 else 0)
                     segments += 1
                     total += in_line + 1
-                in_line = 0
-                in_segment = 0
+                in_line = np.int64(0)
+                before_segment = np.int64(0)
                 spaced = False
                 after_unspaced = False
                 position += 1
@@ -247,19 +258,36 @@ def _encode(
                 spaced = True
                 position += 1
                 continue
-            if in_segment >= LONGEST_SEGMENT:
+            # Only here, where a token is sure to follow: no segment is empty.
+            if in_line - before_segment >= LONGEST_SEGMENT:
                 out[used - 1] = 10
-                segment_ends[segments] = STARTS_LINE if in_line == in_segment else 0
+                segment_ends[segments] = STARTS_LINE if before_segment == 0 else 0
                 segments += 1
-                in_segment = 0
-            before = in_segment
+                before_segment = in_line
+            if position < word_end:
+                value = _SEED
+                best = position
+                for at in range(position, min(word_end, position + LONGEST_PIECE)):
+                    value = (value ^ np.uint64(folded[at])) * _PRIME
+                    if (kinds[_find(value, keys)] & _IS_PIECE) != 0:
+                        best = at + 1
+                if best > position:
+                    out[used] = 126  # ~
+                    used = _put_characters(folded, position, best, out, used + 1)
+                    in_line += 1
+                    position = best
+                else:
+                    used, count = _put_bytes(character, out, used)
+                    in_line += count
+                    position += 1
+                continue
             unspaced = (kind & _UNSPACED) != 0
             if spaced and unspaced and after_unspaced:
-                out[used] = 37
+                out[used] = 37  # %_
                 out[used + 1] = 95
                 out[used + 2] = 32
                 used += 3
-                in_segment += 1
+                in_line += 1
             spaced = False
             after_unspaced = unspaced
             if (kind & _WORD) != 0 and not unspaced:
@@ -268,34 +296,9 @@ def _encode(
                 while stop < end and (classes[stop] & (_WORD | _UNSPACED)) == _WORD:
                     value = (value ^ np.uint64(folded[stop])) * _PRIME
                     stop += 1
-                if (kinds[_find(value, keys)] & _IS_WORD) != 0:
-                    for at in range(position, stop):
-                        used = _put_character(folded[at], out, used)
-                    out[used] = 32
-                    used += 1
-                    in_segment += 1
-                    position = stop
-                else:
-                    while position < stop:
-                        value = _SEED
-                        best = position
-                        for at in range(position, min(stop, position + LONGEST_PIECE)):
-                            value = (value ^ np.uint64(folded[at])) * _PRIME
-                            if (kinds[_find(value, keys)] & _IS_PIECE) != 0:
-                                best = at + 1
-                        if best > position:
-                            out[used] = 126  # ~
-                            used += 1
-                            for at in range(position, best):
-                                used = _put_character(folded[at], out, used)
-                            out[used] = 32
-                            used += 1
-                            in_segment += 1
-                            position = best
-                        else:
-                            used, count = _put_bytes(folded[position], out, used)
-                            in_segment += count
-                            position += 1
+                if (kinds[_find(value, keys)] & _IS_WORD) == 0:
+                    word_end = stop
+                    continue
             else:
                 stop = position
                 if unspaced and longest_unspaced > 1:
@@ -308,18 +311,14 @@ def _encode(
                             stop = at + 1
                 elif character < characters.size and characters[character] != 0:
                     stop = position + 1
-                if stop > position:
-                    for at in range(position, stop):
-                        used = _put_character(folded[at], out, used)
-                    out[used] = 32
-                    used += 1
-                    in_segment += 1
-                    position = stop
-                else:
-                    used, count = _put_bytes(character, out, used)
-                    in_segment += count
-                    position += 1
-            in_line += in_segment - before
+            if stop > position:
+                used = _put_characters(folded, position, stop, out, used)
+                in_line += 1
+                position = stop
+            else:
+                used, count = _put_bytes(character, out, used)
+                in_line += count
+                position += 1
         tokens[document] = total
     segment_offsets[starts.size] = segments
     return max(used - 1, np.int64(0))

@@ -15,9 +15,7 @@ from dqs.errors import ModelError
 from dqs.models import ModelFolder, find_models, load_model, model_roots, to_toml, version_key, write_model
 
 
-def make(
-    root: Path, name: str, version: str, *, kind: str = "perplexity", content: bytes = b"weights"
-) -> ModelFolder:
+def make(root: Path, name: str, version: str, *, kind: str = "perplexity", content: bytes = b"weights") -> ModelFolder:
     folder = root / name / version
     folder.mkdir(parents=True)
     (folder / "weights.bin").write_bytes(content)
@@ -48,7 +46,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     }
     assert model.table("absent") == {}
     assert model.file("weights").read_bytes() == b"weights"
-    assert model.has_file("weights") and not model.has_file("tokeniser")
+    assert model.has_file("weights")
+    assert not model.has_file("tokeniser")
     assert len(model.digest) == 64
     model.verify()
 
@@ -60,11 +59,9 @@ def test_the_first_root_wins_and_in_it_the_highest_version(tmp_path: Path) -> No
     make(weak, "shared", "11")
     make(weak, "other", "1", kind="toxicity")
     roots = [strong, tmp_path / "absent", weak]
-    assert [model.label for model in find_models(roots)] == ["other@1", "shared@10"]
+    assert [model.label for model in find_models(roots)] == ["shared@10", "other@1"]
     assert [model.label for model in find_models(roots, kind="perplexity")] == ["shared@10"]
-    assert [model.label for model in find_models(roots, versions={"shared": "11"}, kind="perplexity")] == [
-        "shared@11"
-    ]
+    assert [model.label for model in find_models(roots, versions={"shared": "11"}, kind="perplexity")] == ["shared@11"]
     with pytest.raises(ModelError, match="shared@12"):
         find_models(roots, versions={"shared": "12"})
 
