@@ -241,14 +241,6 @@ class Pipeline:
         everything = np.ones(len(documents), dtype=np.bool_)
         store.check_and_insert(corpus, [document.id for document in documents], signatures, everything)
 
-    def forget(self, corpus: str) -> None:
-        """Drops a corpus; does nothing if there is none.
-
-        Raises:
-            IndexUnavailable: the index cannot be reached.
-        """
-        self._open_index().drop_corpus(corpus)
-
     def _open_index(self) -> DuplicateStore:
         if self._store is None:
             raise IndexUnavailable("This service runs without a duplicate index; switch duplication off in the call.")
