@@ -38,7 +38,16 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeAlias
@@ -546,8 +555,12 @@ def verdicts(scored: scoring_pb2.ScoredDocuments) -> Iterator[Verdict]:
     """
     names = list(scored.signals)
     width = len(names)
+    positions = {name: position for position, name in enumerate(names)}
     values = list(scored.values)
-    missing = list(scored.missing)
+    missing = bytes(scored.missing)
+    present: dict[str, Missing] = {}
+    # Most documents lack the same few signals: one mapping for all that do.
+    patterns: dict[bytes, dict[str, Missing]] = {b"": present, bytes(width): present}
     policy = scored.policy
     for row, result in enumerate(scored.results):
         if result.HasField("error"):
@@ -559,25 +572,49 @@ def verdicts(scored: scoring_pb2.ScoredDocuments) -> Iterator[Verdict]:
             )
             continue
         cells = slice(row * width, (row + 1) * width)
-        signals: dict[str, float | None] = dict(zip(names, values[cells], strict=True))
-        why: dict[str, Missing] = {}
-        if missing:
-            for name, code in zip(names, missing[cells], strict=True):
-                if code:
-                    signals[name] = None
-                    why[name] = _missing(code)
+        pattern = missing[cells]
+        why = patterns.get(pattern)
+        if why is None:
+            why = {name: _missing(code) for name, code in zip(names, pattern, strict=True) if code}
+            patterns[pattern] = why
         yield Verdict(
             id=result.id,
             # A label that this version does not know needs a person's look.
             label=_LABELS.get(result.label, Label.REVIEW),
             reasons=tuple(map(_reason, result.reasons)),
             language=result.language,
-            signals=signals,
+            signals=_Signals(positions, values[cells], why),
             missing=why,
             duplicate_of=result.duplicate_of if result.HasField("duplicate_of") else None,
             toxicity_span=(result.toxicity_span_start, result.toxicity_span_end) if result.toxicity_span_end else None,
             policy=policy,
         )
+
+
+class _Signals(Mapping[str, float | None]):
+    """The signals of one document, looked up in its row: a dictionary for each would cost more than the rest."""
+
+    __slots__ = ("_missing", "_positions", "_values")
+
+    def __init__(self, positions: Mapping[str, int], values: Sequence[float], missing: Mapping[str, Missing]) -> None:
+        self._positions = positions
+        self._values = values
+        self._missing = missing
+
+    def __getitem__(self, name: str) -> float | None:
+        return None if name in self._missing else self._values[self._positions[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type[dict[str, float | None]], tuple[dict[str, float | None]]]:
+        return dict, (dict(self),)
 
 
 def _reason(reason: decision_pb2.Reason) -> Reason:

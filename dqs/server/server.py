@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -102,6 +103,9 @@ class ScoringServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names: Sequence[str] = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
+        # What is loaded now stays; looking through it again and again for garbage would be in vain.
+        gc.collect()
+        gc.freeze()
         await self._server.start()
         for name in (ANY_SERVICE, SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
