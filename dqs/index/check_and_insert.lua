@@ -45,8 +45,9 @@ local now = pack('>I4', tonumber(call('TIME')[1]))
 local agree = nil
 
 -- Numbers of the documents in `bucket` under `fingerprint`, as they stand there: four bytes each.
-local function matches(bucket, fingerprint)
-  local found, at = {}, find(bucket, fingerprint, 1, true)
+-- `at` is where the fingerprint's bytes occur first, by chance perhaps across two entries.
+local function matches(bucket, fingerprint, at)
+  local found = {}
   while at do
     if at % 8 == 1 then
       found[#found + 1] = sub(bucket, at + 4, at + 7)
@@ -122,8 +123,9 @@ for argument = 8, #ARGV, 2 do
   local answer = nil
   local known = call('MGET', KEYS[first_key], KEYS[first_key + 1])
 
-  if known[1] then
-    for _, number in ipairs(matches(known[1], sub(packed, 18, 21))) do
+  local at = known[1] and find(known[1], sub(packed, 18, 21), 1, true)
+  if at then
+    for _, number in ipairs(matches(known[1], sub(packed, 18, 21), at)) do
       local record = call('HGET', records, number)
       if record and id_of(record) == id then
         answer = sub(record, 6, 21) == text_hash and 'k' or 'r'
@@ -131,8 +133,9 @@ for argument = 8, #ARGV, 2 do
       end
     end
   end
-  if not answer and known[2] and not empty then
-    for _, number in ipairs(matches(known[2], sub(packed, 22, 25))) do
+  at = not answer and not empty and known[2] and find(known[2], sub(packed, 22, 25), 1, true)
+  if at then
+    for _, number in ipairs(matches(known[2], sub(packed, 22, 25), at)) do
       local record = call('HGET', records, number)
       if record and sub(record, 6, 21) == text_hash then
         answer = 'x' .. id_of(record)
@@ -141,22 +144,28 @@ for argument = 8, #ARGV, 2 do
     end
   end
 
-  local full = {}
+  local fingerprints, full = {}, nil
   if not answer and has_sketch then
     local buckets = call('MGET', unpack(KEYS, first_key + 2, first_key + 1 + bands))
-    local met, any = {}, false
+    local met = nil
     for band = 1, bands do
-      if buckets[band] then
-        local found = matches(buckets[band], sub(packed, 22 + 4 * band, 25 + 4 * band))
-        full[band] = #found >= MAX_SAME
+      local bucket, fingerprint = buckets[band], sub(packed, 22 + 4 * band, 25 + 4 * band)
+      fingerprints[band] = fingerprint
+      at = bucket and find(bucket, fingerprint, 1, true)
+      if at then
+        local found = matches(bucket, fingerprint, at)
+        if #found >= MAX_SAME then
+          full = full or {}
+          full[band] = true
+        end
+        met = met or {}
         for _, number in ipairs(found) do
           number = unpack_struct('>I4', number)
           met[number] = (met[number] or 0) + 1
-          any = true
         end
       end
     end
-    if any then
+    if met then
       answer = nearest(packed, met)
     end
   end
@@ -175,8 +184,8 @@ for argument = 8, #ARGV, 2 do
     end
     if has_sketch then
       for band = 1, bands do
-        if not full[band] then
-          call('APPEND', KEYS[first_key + 1 + band], sub(packed, 22 + 4 * band, 25 + 4 * band) .. number)
+        if not (full and full[band]) then
+          call('APPEND', KEYS[first_key + 1 + band], fingerprints[band] .. number)
         end
       end
     end

@@ -22,11 +22,10 @@ for key = 2, #KEYS, 2 do
   if bucket then
     local stay, go = {}, {}
     for at = 1, #bucket, 8 do
-      local entry = sub(bucket, at, at + 7)
-      if math.floor(byte(entry, place + 1) / value) % 2 == 1 then
-        go[#go + 1] = entry
+      if byte(bucket, at + place) % (2 * value) >= value then
+        go[#go + 1] = sub(bucket, at, at + 7)
       else
-        stay[#stay + 1] = entry
+        stay[#stay + 1] = sub(bucket, at, at + 7)
       end
     end
     if #go > 0 then
