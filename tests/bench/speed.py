@@ -176,9 +176,7 @@ def main() -> None:
                 stage_rounds.append(stages)
                 if not arguments.no_index:
                     corpus = f"{language}-{number}"
-                    rounds.setdefault("with_index", []).append(
-                        run_in_process(pipeline, documents, settings, corpus)[0]
-                    )
+                    rounds.setdefault("with_index", []).append(run_in_process(pipeline, documents, settings, corpus)[0])
                 if address is not None:
                     rounds.setdefault("grpc", []).append(run_through_grpc(address, documents))
                 if arguments.peers:
@@ -211,7 +209,8 @@ def main() -> None:
             if name in figures["en"]["mb_per_s"]
         ]
         + [
-            (ratio, *(figures[language]["ratios"][ratio] for language in LANGUAGES)) for ratio in figures["en"]["ratios"]
+            (ratio, *(figures[language]["ratios"][ratio] for language in LANGUAGES))
+            for ratio in figures["en"]["ratios"]
         ],
     )
     show(

@@ -39,7 +39,7 @@ def plain_top(words: list[str], n: int) -> float:
 
 def plain_duplicate(words: list[str], n: int) -> float:
     seen = set()
-    covered = set()
+    covered: set[int] = set()
     for i in range(len(words) - n + 1):
         gram = tuple(words[i : i + n])
         if gram in seen:
@@ -49,7 +49,8 @@ def plain_duplicate(words: list[str], n: int) -> float:
 
 
 def columns_wide(line: str) -> int:
-    return sum(2 if unicode_tables().classes[ord(character)] & CharClass.UNSPACED else 1 for character in line)
+    classes = unicode_tables().classes
+    return sum(2 if int(classes[ord(character)]) & CharClass.UNSPACED else 1 for character in line)
 
 
 def before_closers(line: str) -> str:
@@ -72,7 +73,7 @@ def plain_statistics(text: str) -> dict[str, float]:
         "digit_share": share(categories["N"], size),
         "punctuation_share": share(categories["P"], size),
         "symbol_share": share(categories["S"], size),
-        "whitespace_share": share(sum(map(str.isspace, text)), size),
+        "whitespace_share": share(sum(character.isspace() for character in text), size),
         "duplicate_line_share": share(len(repeated), len(lines)),
         "duplicate_line_character_share": share(sum(map(len, repeated)), sum(map(len, lines))),
     }

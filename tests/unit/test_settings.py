@@ -18,7 +18,7 @@ def _nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(f"DQS_{name.upper()}", raising=False)
 
 
-def test_arguments_win_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_win_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "dqs.toml"
     config.write_text("port = 1\nhost = '::1'\nscore_threads = 3\n")
     monkeypatch.setenv("DQS_PORT", "2")
@@ -67,7 +67,7 @@ def test_settings_cannot_be_changed() -> None:
     settings = load_settings()
 
     with pytest.raises(ValueError, match="frozen"):
-        settings.port = 1  # type: ignore[misc]
+        settings.port = 1
 
 
 def test_every_setting_is_described() -> None:
@@ -78,8 +78,7 @@ def test_the_environment_is_read_in_one_place() -> None:
     readers = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") or (
-                isinstance(node, ast.Name) and node.id in ("environ", "getenv")
-            ):
+            name = getattr(node, "attr", getattr(node, "id", ""))
+            if name in ("environ", "getenv"):
                 readers.add(path.relative_to(PACKAGE).as_posix())
     assert readers <= {"settings.py"}

@@ -10,7 +10,7 @@ from tests.unit.awkward import texts
 
 
 def test_words_are_those_of_the_dictionary() -> None:
-    batch = TextBatch.from_bytes(["skip me".encode(), "我们在图书馆学习，很安静。".encode()])
+    batch = TextBatch.from_bytes([b"skip me", "我们在图书馆学习，很安静。".encode()])
 
     words = dictionary_words(batch, [1])
     assert words.length.tolist() == [2, 1, 3, 2, 1, 1, 2, 1]
