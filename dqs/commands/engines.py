@@ -1,0 +1,187 @@
+"""Who answers about a run's rows: a pipeline in this process or a service. The same columns from both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from dqs.client import Client
+from dqs.data import Document, Label, Verdict
+from dqs.errors import ConfigError, PolicyError
+from dqs.pipeline import Pipeline
+from dqs.rows.readers import Rows
+from dqs.rows.table import Answers
+
+
+class Engine(Protocol):
+    """Answers batches in order.
+
+    Attributes:
+        signals: names of all signals.
+        policy: `name@version` of the policy that decides.
+        identity: what decides the answers (rules, models), as JSON values.
+    """
+
+    signals: list[str]
+    policy: str
+    identity: dict[str, Any]
+
+    def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
+        """Yields every batch with the answers about those of its rows that have no error."""
+        ...
+
+    def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
+        """Brings the run's private corpus to where it stood behind finished rows.
+
+        Args:
+            batches: every finished batch; true for rows that the policy let into the index.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drops the run's private corpus."""
+        ...
+
+
+class LocalEngine:
+    """Scores in this process.
+
+    Args:
+        pipeline: what scores.
+        policy: name of a policy.
+        corpus: to compare with and add to; None for no duplication.
+        private: whether the corpus is this run's own.
+        language: hint for rows without a language.
+
+    Raises:
+        PolicyError: there is no such policy.
+    """
+
+    def __init__(self, pipeline: Pipeline, policy: str, corpus: str | None, private: bool, language: str) -> None:
+        chosen = pipeline.policy(policy)
+        self.signals = [signal.name for signal in pipeline.signals]
+        self.policy = chosen.label
+        self.index_dropped = chosen.index_dropped
+        self.identity = {
+            "policy": [chosen.label, _digest([_rule(rule) for rule in chosen.rules] + [chosen.index_dropped])],
+            "models": [[model.name, model.version, model.digest] for model in pipeline.models],
+            "signals": [[signal.name, signal.version] for signal in pipeline.signals],
+        }
+        self._pipeline = pipeline
+        self._name = policy
+        self._corpus = corpus
+        self._private = private
+        self._language = language
+
+    def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
+        """Scores batch after batch."""
+        for rows in batches:
+            documents = rows.documents(self._language)
+            yield rows, Answers.from_results(self._pipeline.run(documents, policy=self._name, corpus=self._corpus))
+
+    def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
+        """Starts the private corpus anew and remembers what was kept; a named corpus stays as it is."""
+        if self._corpus is None or not self._private:
+            return
+        self._pipeline.drop_corpus(self._corpus)
+        for rows, kept in batches:
+            kept_documents = [
+                Document(id_, text) for id_, text, keep in zip(rows.ids, rows.texts, kept, strict=True) if keep
+            ]
+            self._pipeline.remember(kept_documents, self._corpus)
+
+    def forget(self) -> None:
+        """Drops the private corpus."""
+        if self._corpus is not None and self._private:
+            self._pipeline.drop_corpus(self._corpus)
+
+
+def _rule(rule: Any) -> list[Any]:
+    values = asdict(rule)
+    values["languages"] = sorted(rule.languages)
+    values["missing"] = sorted((int(code), int(label)) for code, label in rule.missing.items())
+    return sorted(values.items())
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+class RemoteEngine:
+    """Scores through a service.
+
+    Args:
+        client: connected to the service.
+        policy: name of a policy of the service.
+        corpus: to compare with and add to; None for no duplication.
+        language: hint for rows without a language.
+
+    Raises:
+        PolicyError: there is no such policy.
+        Unavailable: the service does not answer.
+    """
+
+    def __init__(self, client: Client, policy: str, corpus: str | None, language: str) -> None:
+        info = client.info()
+        found = [entry for entry in info.policies if entry.name == policy]
+        if not found:
+            names = ", ".join(entry.name for entry in info.policies)
+            raise PolicyError(f"The service has no policy {policy!r}; it has: {names}.")
+        self.signals: list[str] = [signal.name for signal in info.signals]
+        self.policy = f"{found[0].name}@{found[0].version}"
+        self.identity = {
+            "policy": [self.policy, _digest(found[0].SerializeToString(deterministic=True).hex())],
+            "models": [[model.name, model.version, model.digest] for model in info.models],
+            "signals": [[signal.name, signal.version] for signal in info.signals],
+        }
+        self._client = client
+        self._name = policy
+        self._corpus = corpus
+        self._language = language
+
+    def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
+        """Keeps several batches on their way and hands them back in order."""
+        waiting: deque[Rows] = deque()
+
+        def documents() -> Iterator[Document]:
+            for rows in batches:
+                waiting.append(rows)
+                yield from rows.documents(self._language)
+
+        answered: list[Verdict] = []
+        for verdict in self._client.score(documents(), policy=self._name, corpus=self._corpus):
+            while waiting and len(answered) == _scorable(waiting[0]):
+                yield waiting.popleft(), Answers.from_verdicts(answered, self.signals)
+                answered = []
+            answered.append(verdict)
+        while waiting:
+            rows = waiting.popleft()
+            if len(answered) != _scorable(rows):
+                raise ConfigError("The service answered other documents than were sent; is its version ours?")
+            yield rows, Answers.from_verdicts(answered, self.signals)
+            answered = []
+
+    def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
+        """Does nothing: the corpus lives on in the service, which knows repeated documents by id and text."""
+
+    def forget(self) -> None:
+        """Does nothing: a service's corpora are its own to drop."""
+
+
+def _scorable(rows: Rows) -> int:
+    return sum(error is None for error in rows.errors)
+
+
+def was_indexed(label: str | None, duplicate_of: str | None, index_dropped: bool) -> bool:
+    """Whether a scored row entered the corpus: a kept one that repeats nothing.
+
+    Args:
+        label: of the row; None for an error.
+        duplicate_of: the row's column.
+        index_dropped: of the policy.
+    """
+    return label is not None and duplicate_of is None and (index_dropped or label != Label.DROP.name.lower())

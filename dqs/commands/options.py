@@ -1,0 +1,33 @@
+"""Options that several commands share, and the settings that they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dqs.settings import Settings, load_settings, use_kernel_cache
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder for compiled kernels, the private Redis and imported models.")
+]
+Models = Annotated[Path | None, typer.Option(help="Folder of models that is searched before all others.")]
+Policies = Annotated[Path | None, typer.Option(help="Folder of policies that is searched before the shipped ones.")]
+Redis = Annotated[str | None, typer.Option(metavar="URL", help="Redis or Valkey that keeps the duplicate index.")]
+Config = Annotated[Path | None, typer.Option(help="Settings file; dqs.toml in this folder if there is one.")]
+
+
+def make_settings(config: Path | None = None, **arguments: Any) -> Settings:
+    """Settings from arguments, environment and file, ready for what compiles kernels to be imported.
+
+    Args:
+        config: settings file.
+        **arguments: values that win; None means not given.
+
+    Raises:
+        ConfigError: a file cannot be read, or a name or value is not allowed.
+    """
+    settings = load_settings(config, **arguments)
+    use_kernel_cache(settings.data_dir)
+    return settings
