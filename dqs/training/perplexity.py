@@ -473,10 +473,10 @@ def _reference_table(samples: Sequence[_Sample]) -> dict[str, object]:
         weights = np.concatenate([np.full(sample.tokens.size, 1.0 / sample.tokens.size) for sample in band])
         lengths = np.concatenate([np.log(sample.tokens) for sample in band])
         row = _weighted_quantiles(values, weights, np.array(PERCENTS) / 100.0)
-        length = float(np.exp(np.average(lengths, weights=weights)))
-        if tokens and length <= tokens[-1]:
-            continue
-        tokens.append(round(length, 2))
+        length = round(float(np.exp(np.average(lengths, weights=weights))), 2)
+        if tokens and length < 1.05 * tokens[-1]:
+            continue  # the texts end before this cut
+        tokens.append(length)
         # Rounded upwards in steps, so that equal neighbours still rise.
         rows.append([round(float(value) + 1e-4 * at, 5) for at, value in enumerate(row)])
     if not tokens:
