@@ -40,8 +40,8 @@ check: $(READY)  ## format, lint, types, import contracts, stubs as generated
 	$(BIN)/lint-imports
 	bash .ci/generate-stubs.sh --check
 
-bench: $(READY)  ## speed and quality figures, and the comparison with datatrove
-	BIN=$(BIN) DATA=$(DATA) bash .ci/bench.sh
+bench: $(READY) kenlm-tools  ## speed and quality figures, and the comparison with datatrove
+	PATH="$(CURDIR)/.cache/kenlm/bin:$$PATH" BIN=$(BIN) DATA=$(DATA) bash .ci/bench.sh
 
 proto:  ## generate dqs/v1 from proto/
 	bash .ci/generate-stubs.sh

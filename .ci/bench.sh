@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Every figure of the README: tables on standard error, JSON under .cache/bench.
+#
+#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|duplicates|toxicity|perplexity|policy ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${BIN:-.venv/bin}
+data=${DATA:-../shared/data}
+out=.cache/bench
+if [ ! -d "$data" ]; then
+  echo "The evaluation data is not at $data: set DQS_SHARED to the folder that holds data/." >&2
+  exit 2
+fi
+mkdir -p "$out"
+
+# datatrove lives beside us, never among us: its dependencies are not ours.
+peers=.venv-peers/bin/python
+if ! "$peers" -c 'import datatrove' 2>/dev/null; then
+  "${PYTHON:-python3}" -m venv .venv-peers
+  "$peers" -m pip install --quiet --disable-pip-version-check \
+    datatrove==0.10.1 inscriptis==2.7.6 jieba==0.42.1 nltk==3.10.4 pyarrow==26.0.1 regex==2026.11.15 \
+    spacy==3.8.18 tldextract==5.4.0 tokenizers==0.23.3 xxhash==3.8.2
+fi
+
+for benchmark in "${@:-speed duplicates toxicity perplexity policy}"; do
+  for name in $benchmark; do
+    arguments=(--data "$data")
+    if [ "$name" = speed ]; then
+      arguments+=(--grpc --peers "$peers")
+    fi
+    "$bin/python" -m "tests.bench.$name" "${arguments[@]}" >"$out/$name.json"
+    echo "$out/$name.json" >&2
+  done
+done
