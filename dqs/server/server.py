@@ -71,6 +71,11 @@ class ScoringServer:
         self.address = f"{host}:{port}"
         """Host and port that clients connect to."""
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of text that have been read and not yet answered, over all calls."""
+        return 0 if self._servicer is None else self._servicer.pending_bytes
+
     async def start(self, pipeline: Pipeline) -> None:
         """Serves.
 

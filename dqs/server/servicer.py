@@ -46,6 +46,11 @@ class ScoringServicer:
         self._room = Room(limits.max_pending_bytes)
         self._streams: set[_Stream] = set()
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of text that have been read and not yet answered, over all calls."""
+        return self._room.text_bytes
+
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers of every method, for raw bytes."""
         return grpc.method_handlers_generic_handler(
