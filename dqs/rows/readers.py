@@ -414,7 +414,7 @@ def _read_jsonl(
 def _open_parquet(source: Source) -> Iterator[pq.ParquetFile]:
     try:
         # Pages are read as they are needed: a row group may be larger than memory.
-        file = pq.ParquetFile(source.path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        file = pq.ParquetFile(source.path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"Input {source.path} is no readable Parquet file: {_one_line(error)}.") from None
     with file:
