@@ -250,9 +250,13 @@ class Pipeline:
                 DocumentErrorCode.TOO_LARGE,
                 f"The text has {len(document.text)} bytes, more than the limit of {self.max_document_bytes}; split it.",
             )
-        if not document.id or len(document.id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        try:
+            id_bytes = len(document.id.encode())
+        except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
+            id_bytes = 0
+        if not 1 <= id_bytes <= MAX_ID_BYTES:
             return DocumentError(
-                DocumentErrorCode.INVALID_ID, f"A document id has 1 to {MAX_ID_BYTES} bytes; give it another."
+                DocumentErrorCode.INVALID_ID, f"A document id has 1 to {MAX_ID_BYTES} bytes of UTF-8; give it another."
             )
         return None
 

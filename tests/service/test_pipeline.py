@@ -52,6 +52,7 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         Document("long", b"x" * (pipeline.max_document_bytes + 1)),
         Document("", CHINESE.encode()),
         Document("i" * 600, CHINESE.encode()),
+        Document("\ud800", CHINESE.encode()),
         Document("also good", CHINESE.encode()),
     ]
     results = pipeline.run(documents, corpus="neighbours")
@@ -61,6 +62,7 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         None,
         DocumentErrorCode.INVALID_UTF8,
         DocumentErrorCode.TOO_LARGE,
+        DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
         None,
