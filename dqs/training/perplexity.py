@@ -14,6 +14,7 @@ This module knows lmplz by its command line only.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -153,6 +154,7 @@ def train_perplexity(
     name: str | None = None,
     version: str = "1",
     recipe: Recipe | None = None,
+    figures: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> PerplexityReport:
     """Trains the perplexity model of one language and writes its folder with CARD.md.
@@ -167,6 +169,7 @@ def train_perplexity(
         name: model name, `perplexity-<language>` if None.
         version: model version.
         recipe: replaces the language's recipe.
+        figures: JSON of `python -m tests.bench.perplexity`, to stand in the card.
         progress: is told what is being done, one line each.
 
     Raises:
@@ -215,7 +218,9 @@ def train_perplexity(
         ngrams=result.ngrams,
         file_bytes=model_folder.file(LANGUAGE_MODEL).stat().st_size,
     )
-    (folder / "CARD.md").write_text(_card(report, language, recipe, seed, sorted(exclude_sources)), encoding="utf-8")
+    measured = _measured(figures, language) if figures is not None else ""
+    card = _card(report, language, recipe, seed, sorted(exclude_sources), measured)
+    (folder / "CARD.md").write_text(card, encoding="utf-8")
     return report
 
 
@@ -498,11 +503,15 @@ def _median_perplexity(samples: Sequence[_Sample]) -> float:
     return float(10.0 ** np.median(joined)) if joined.size else float("nan")
 
 
-def _card(report: PerplexityReport, language: str, recipe: Recipe, seed: int, excluded: Sequence[str]) -> str:
+def _card(
+    report: PerplexityReport, language: str, recipe: Recipe, seed: int, excluded: Sequence[str], measured: str
+) -> str:
     pruned = ", ".join(
         f"{order}-grams seen {count} times or less" for order, count in enumerate(recipe.prune, 1) if count
     )
     counts = ", ".join(f"{count:,} {order}-grams" for order, count in enumerate(report.ngrams, 1))
+    alone = f"; of {', '.join(recipe.alone)} without half of the documents only" if recipe.alone else ""
+    shares = "".join(f"; {share:g} of that for {domain}" for domain, share in recipe.domain_shares.items())
     rows = "\n".join(
         f"| {source.source} | {source.licence} | {source.documents:,} | {source.characters:,} "
         f"| {'' if np.isnan(source.held_out_perplexity) else format(source.held_out_perplexity, '.0f')} |"
@@ -513,8 +522,8 @@ def _card(report: PerplexityReport, language: str, recipe: Recipe, seed: int, ex
         source.source for source in report.sources if "unspecified" in source.licence or "unclear" in source.licence
     ]
     unclear_note = (
-        f"\nOf {', '.join(unclear)} the licence is unspecified or unclear: the model holds counts of "
-        "n-grams that occur at least twice, and no text.\n"
+        f"\nOf {', '.join(unclear)} the licence is unspecified or unclear: the model holds counts\n"
+        "of n-grams that occur at least twice, and no text.\n"
         if unclear
         else ""
     )
@@ -523,35 +532,59 @@ def _card(report: PerplexityReport, language: str, recipe: Recipe, seed: int, ex
 An interpolated Kneser-Ney {recipe.order}-gram model ({language}), made by `dqs train perplexity` with KenLM's lmplz.
 It answers how unusual a text looks beside ordinary edited text of its language.
 
-* Tokens: {report.tokens:,} in training; normaliser `dqs` (NFKC, lower case; words, pieces of unknown words, characters,
-  bytes; defined in `dqs/text/vocabulary.py`). {counts}; left out: {pruned or "nothing"}.
-* File: KenLM probing table, {report.file_bytes / 1e6:.1f} MB. Seed {seed}.{left_out}
-* At most {recipe.source_characters:,} characters of one source{_shares(recipe)}.
+* Normaliser `dqs`: NFKC, lower case; words, pieces of unknown words, characters, bytes (`dqs/text/vocabulary.py`).
+* {report.tokens:,} tokens in training; {counts}; left out: {pruned or "nothing"}.
+* KenLM probing table, {report.file_bytes / 1e6:.1f} MB. Seed {seed}.{left_out}
+* At most {recipe.source_characters:,} characters of one source{shares}.
 
-## Training data
+## Training data and held-out results
 
-Held-out perplexity: median over texts of about 1,000 characters, by a model trained without that source and
-others of its fold{_alone(recipe)}. The percentiles' reference consists of these scores, every
-source with the same weight, so that 50 is what a clean source that the model has never seen may expect.
+Held-out perplexity is the median over texts of about 1,000 characters, by a model trained without that source
+and others of its fold{alone}.
+The reference of the percentiles consists of these scores, every source with the same weight:
+50 is what a clean source that the model has never seen may expect.
 
 | source | licence as stated | documents | characters | held-out perplexity |
 |---|---|---:|---:|---:|
 {rows}
-{unclear_note}
+{unclear_note}{measured}
 ## What it must not be used for
 
 * Judging people, authors, dialects or learners' language: it measures distance from its training text, nothing else.
 * Telling machine-made text from human text, or true from false: fluent text scores well whatever it says.
 * Comparing perplexities between languages, models or versions. Percentiles may be compared, roughly.
-* Verse, dialogue, code, tables, lists and classical or specialist language score as unusual without being bad;
+* Verse, dialogue, chat, code, tables, lists and specialist language score as unusual without being bad;
   repeated phrases and lines of digits score as usual without being good. Use it beside other signals.
 * Texts of fewer than {MINIMUM_TOKENS} tokens: they get no score.
 """
 
 
-def _shares(recipe: Recipe) -> str:
-    return "".join(f"; {share:g} of that for {domain}" for domain, share in recipe.domain_shares.items())
+def _measured(path: Path, language: str) -> str:
+    """The card's section of figures from models that never saw the sources they are measured on."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        own = figures[language]
+        kinds = "\n".join(
+            f"| {kind} | {row['pairs']} | {row['worse']:.1%} "
+            f"| {row['median_clean']:.0f} | {row['median_corrupted']:.0f} | {row['above']['95']:.1%} | {row['above']['99']:.1%} |"
+            for kind, row in own["corruptions"].items()
+        )
+        cuts = "; ".join(f"{cut} characters {median:.1f}" for cut, median in own["percentile_medians"].items())
+        above = own["clean_above"]
+        date, folds = figures["date"], figures["folds"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} holds no figures for {language}: make it by tests.bench.perplexity") from error
+    return f"""
+## Corrupted text, by models that have not seen the source
 
+`python -m tests.bench.perplexity --data DIR`, {date}, every source left out once in {folds} folds. "Worse": the
+corrupted twin has the higher perplexity; then medians of both, and the share of corrupted twins above a percentile.
 
-def _alone(recipe: Recipe) -> str:
-    return f" (without half of its documents for {', '.join(recipe.alone)})" if recipe.alone else ""
+| kind | pairs | worse | clean | corrupted | above 95 | above 99 |
+|---|---:|---:|---:|---:|---:|---:|
+{kinds}
+| clean twins | | | | | {above["95"]:.1%} | {above["99"]:.1%} |
+
+Median percentile of clean text of unseen sources by length: {cuts}.
+Number tables, logs and repeated or cut text look usual to an n-gram model: other signals must find them.
+"""
