@@ -32,8 +32,11 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from dqs.errors import ConfigError, IndexUnavailable
 
@@ -114,7 +117,7 @@ class EmbeddedRedis:
         except BaseException:
             self.close()
             raise
-        self.url = f"unix://{socket}"
+        self.url = f"unix://{quote(socket)}"
 
     def close(self) -> None:
         """Stops the server if this object started it; may be called twice."""
@@ -294,7 +297,8 @@ def binary_version(binary: Path) -> tuple[int, int]:
 
 
 def _answers(socket: str) -> bool:
-    with redis.Redis(unix_socket_path=socket, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(unix_socket_path=socket, socket_timeout=1.0, socket_connect_timeout=1.0, retry=once) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:

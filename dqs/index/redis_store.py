@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from importlib.resources import files
 from itertools import chain
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import redis
@@ -75,6 +75,7 @@ _FIXED_BUCKETS = 2  # ids and text hashes, before the bands
 _BUCKET_DIGITS = 6
 _HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
 _FLAG_INSERT, _FLAG_SKETCH, _FLAG_EMPTY = 1, 2, 4
+_ESCAPES = {ord(character): f"%{ord(character):02X}" for character in "%:{}"}
 _UNLINK_KEYS = 2000
 _MAX_LAYOUT_CHANGES = 100
 
@@ -458,11 +459,14 @@ def _encoded_id(document: str) -> bytes:
 
 
 def _key_name(name: str, what: str) -> str:
-    """A name as part of a key: no braces or colons, so that no two pairs of names share keys."""
-    quoted = quote(name, safe="", errors="replace")
-    if not name or len(quoted) > MAX_NAME_BYTES:
-        raise RequestError(f"a {what} needs a name of 1 to {MAX_NAME_BYTES} bytes after percent-encoding")
-    return quoted
+    """A name as part of a key; no two pairs of names share keys, and no name closes the hash tag."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= MAX_NAME_BYTES:
+        raise RequestError(f"the name of a {what} needs 1 to {MAX_NAME_BYTES} bytes of valid Unicode")
+    return name.translate(_ESCAPES)
 
 
 def _difference(stored: bytes, wanted: str) -> str:
@@ -508,7 +512,8 @@ def _translated(server: str = "Redis") -> Iterator[None]:
         raise IndexUnavailable(f"{server} is a read-only replica; give the URL of the primary") from None
     except redis.ResponseError as error:
         text = str(error)
-        if "OOM " in text:
+        # Redis 6.2 wraps the cause in the script's error, later ones send it as it is.
+        if isinstance(error, redis.OutOfMemoryError) or "OOM " in text:
             raise IndexUnavailable(f"{server} is full (maxmemory); nothing was inserted; give it more memory") from None
         if "MISCONF" in text:
             raise IndexUnavailable(f"{server} cannot write to its disk; free some space there") from None
@@ -516,4 +521,4 @@ def _translated(server: str = "Redis") -> Iterator[None]:
             raise IndexUnavailable(f"{server} is a read-only replica; give the URL of the primary") from None
         if "BUSY" in text:
             raise IndexUnavailable(f"{server} is busy with a script; try again in a moment") from None
-        raise
+        raise IndexUnavailable(f"{server} refuses a command ({text}); check the server's version and rights") from error
