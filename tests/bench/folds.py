@@ -29,10 +29,12 @@ class Fold:
 
 
 def deal_sources(data: Path, language: str, folds: int) -> list[tuple[str, ...]]:
-    """Clean sources per fold, the ones with many documents spread over the folds."""
-    table = pq.read_table(data / f"clean_{language}.parquet", columns=["source"])
-    frequency = Counter(table["source"].to_pylist())
-    order = sorted(frequency, key=lambda source: (-frequency[source], source))
+    """Clean sources per fold, dealt domain by domain, so that no fold loses a whole domain that has several."""
+    table = pq.read_table(data / f"clean_{language}.parquet", columns=["source", "domain"]).to_pydict()
+    frequency = Counter(table["source"])
+    # `tech_docs` and `tech_articles` are one domain here.
+    domain = {source: name.partition("_")[0] for source, name in zip(table["source"], table["domain"], strict=True)}
+    order = sorted(frequency, key=lambda source: (domain[source], -frequency[source], source))
     return [tuple(order[number::folds]) for number in range(folds)]
 
 
