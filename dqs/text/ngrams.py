@@ -1,0 +1,240 @@
+"""Hashed n-grams of a batch, cut into blocks of words and windows of two blocks.
+
+The n-grams of a block are summed once however many windows hold the block.
+This module knows nothing of weights and of what is scored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from dqs.text.batch import TextBatch
+from dqs.text.kernels import mix64
+
+ROW_WIDTH = 16
+"""N-grams in one row of `Ngrams.ids`."""
+LONGEST_WORD = 32
+"""Characters of a word that give character n-grams; the tail of longer ones is left out."""
+
+_WORD_PRIME = np.uint64(0x9E3779B97F4A7C15)
+_CHARACTER_PRIME = np.uint64(0xC2B2AE3D27D4EB4F)
+# Stand before and after a word; above every code point.
+_WORD_FRONT = np.uint64(0x110000)
+_WORD_BACK = np.uint64(0x110001)
+
+
+@dataclass(frozen=True, slots=True)
+class NgramShape:
+    """Which n-grams a text has, and how they are numbered.
+
+    Attributes:
+        word_sizes: n-grams of 1 to this many neighbouring words; in scripts without spaces a
+            word is one character.
+        character_sizes: sizes of the character n-grams inside words. A word counts with one
+            mark before and one after it; an n-gram never is a whole marked word.
+        bits: an n-gram's id is this many low bits of its 64-bit hash.
+        block_words: words in a block; the last block of a document may have fewer.
+    """
+
+    word_sizes: int
+    character_sizes: tuple[int, ...]
+    bits: int
+    block_words: int
+
+    def __post_init__(self) -> None:
+        sizes = self.character_sizes
+        if not (
+            1 <= self.word_sizes <= 8
+            and 1 <= self.bits <= 24
+            and self.block_words >= 1
+            and all(1 <= size <= LONGEST_WORD for size in sizes)
+            and len(set(sizes)) == len(sizes)
+        ):
+            raise ValueError(f"{self} is out of range")
+
+    @property
+    def padding(self) -> int:
+        """The id that fills up the last row of a block: the first that no n-gram has."""
+        return 1 << self.bits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ngrams:
+    """The n-grams of some documents of a batch.
+
+    A document with w words has ceil(w / block_words) blocks. A document of one block
+    is one window; otherwise each two neighbouring blocks are a window. An n-gram of words
+    belongs to the block in which it ends.
+
+    Attributes:
+        ids: int32[rows, ROW_WIDTH]; n-gram ids. A block starts a new row and fills its last
+            one up with `NgramShape.padding`.
+        row_block: int64[rows]; the block of each row, never decreasing.
+        block_ngrams: int64[blocks]; n-grams of each block.
+        block_offsets: int64[m + 1]; the i-th document asked for owns the blocks from
+            `block_offsets[i]` up to and without `block_offsets[i + 1]`; none if it has no word.
+        window_first: int64[windows]; first block of each window.
+        window_second: int64[windows]; its second block; `blocks` (one past the last) where it has none.
+        window_start: int64[windows]; first code point of the window in `TextBatch.folded`.
+        window_end: int64[windows]; past its last one.
+        window_offsets: int64[m + 1]; likewise for windows.
+    """
+
+    ids: NDArray[np.int32]
+    row_block: NDArray[np.int64]
+    block_ngrams: NDArray[np.int64]
+    block_offsets: NDArray[np.int64]
+    window_first: NDArray[np.int64]
+    window_second: NDArray[np.int64]
+    window_start: NDArray[np.int64]
+    window_end: NDArray[np.int64]
+    window_offsets: NDArray[np.int64]
+
+
+def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShape) -> Ngrams:
+    """Numbers the n-grams of some documents.
+
+    Args:
+        batch: the texts.
+        documents: int64[m]; indices into the batch, in any order.
+        shape: which n-grams.
+    """
+    sizes = np.array(shape.character_sizes, dtype=np.int64)
+    words = batch.word_offsets[documents + 1] - batch.word_offsets[documents]
+    blocks = -(-words // shape.block_words)
+    windows = np.where(blocks > 1, blocks - 1, blocks)
+    block_offsets = np.zeros(documents.size + 1, dtype=np.int64)
+    np.cumsum(blocks, out=block_offsets[1:])
+    window_offsets = np.zeros(documents.size + 1, dtype=np.int64)
+    np.cumsum(windows, out=window_offsets[1:])
+    block_ngrams = np.empty(int(block_offsets[-1]), dtype=np.int64)
+    _count(
+        batch.word_start, batch.word_end, batch.word_offsets, documents,
+        shape.word_sizes, sizes, shape.block_words, block_ngrams,
+    )  # fmt: skip
+    rows = -(-block_ngrams // ROW_WIDTH)
+    ids = np.empty((int(rows.sum()), ROW_WIDTH), dtype=np.int32)
+    window_first = np.empty(int(window_offsets[-1]), dtype=np.int64)
+    window_second = np.empty_like(window_first)
+    window_start = np.empty_like(window_first)
+    window_end = np.empty_like(window_first)
+    _hash(
+        batch.folded, batch.word_start, batch.word_end, batch.word_hash, batch.word_offsets, documents,
+        shape.word_sizes, sizes, shape.bits, shape.block_words, ids.reshape(-1),
+        window_first, window_second, window_start, window_end,
+    )  # fmt: skip
+    return Ngrams(
+        ids=ids,
+        row_block=np.repeat(np.arange(block_ngrams.size, dtype=np.int64), rows),
+        block_ngrams=block_ngrams,
+        block_offsets=block_offsets,
+        window_first=window_first,
+        window_second=window_second,
+        window_start=window_start,
+        window_end=window_end,
+        window_offsets=window_offsets,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _count(
+    word_start: NDArray[np.int64],
+    word_end: NDArray[np.int64],
+    word_offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    word_sizes: int,
+    character_sizes: NDArray[np.int64],
+    block_words: int,
+    block_ngrams: NDArray[np.int64],
+) -> None:
+    block = 0
+    for document in documents:
+        first = word_offsets[document]
+        last = word_offsets[document + 1]
+        for start in range(first, last, block_words):
+            ngrams = np.int64(0)
+            for word in range(start, min(start + block_words, last)):
+                ngrams += min(word - first + 1, word_sizes)
+                marked = min(word_end[word] - word_start[word], LONGEST_WORD) + 2
+                for size in character_sizes:
+                    if size < marked:
+                        ngrams += marked - size + 1
+            block_ngrams[block] = ngrams
+            block += 1
+
+
+@njit(cache=True, nogil=True)
+def _hash(
+    folded: NDArray[np.uint32],
+    word_start: NDArray[np.int64],
+    word_end: NDArray[np.int64],
+    word_hash: NDArray[np.uint64],
+    word_offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    word_sizes: int,
+    character_sizes: NDArray[np.int64],
+    bits: int,
+    block_words: int,
+    ids: NDArray[np.int32],
+    window_first: NDArray[np.int64],
+    window_second: NDArray[np.int64],
+    window_start: NDArray[np.int64],
+    window_end: NDArray[np.int64],
+) -> None:
+    mask = np.uint64((1 << bits) - 1)
+    padding = np.int32(1 << bits)
+    total_blocks = np.int64(0)
+    for document in documents:
+        total_blocks += (word_offsets[document + 1] - word_offsets[document] + block_words - 1) // block_words
+    # Horner hash of each prefix of a marked word; the difference of two is an n-gram's hash.
+    prefix = np.zeros(LONGEST_WORD + 3, dtype=np.uint64)
+    power = np.ones(LONGEST_WORD + 3, dtype=np.uint64)
+    for i in range(1, power.size):
+        power[i] = power[i - 1] * _CHARACTER_PRIME
+    out = 0
+    block = 0
+    window = 0
+    for document in documents:
+        first = word_offsets[document]
+        last = word_offsets[document + 1]
+        for start in range(first, last, block_words):
+            stop = min(start + block_words, last)
+            for word in range(start, stop):
+                value = np.uint64(0)
+                for back in range(min(word - first + 1, word_sizes)):
+                    value = mix64(value * _WORD_PRIME + word_hash[word - back])
+                    ids[out] = np.int32(value & mask)
+                    out += 1
+                characters = min(word_end[word] - word_start[word], LONGEST_WORD)
+                marked = characters + 2
+                prefix[1] = _WORD_FRONT
+                for i in range(characters):
+                    prefix[i + 2] = prefix[i + 1] * _CHARACTER_PRIME + np.uint64(folded[word_start[word] + i])
+                prefix[marked] = prefix[marked - 1] * _CHARACTER_PRIME + _WORD_BACK
+                for size in character_sizes:
+                    if size < marked:
+                        for i in range(marked - size + 1):
+                            value = prefix[i + size] - prefix[i] * power[size] + np.uint64(size)
+                            ids[out] = np.int32(mix64(value) & mask)
+                            out += 1
+            while out % ROW_WIDTH != 0:
+                ids[out] = padding
+                out += 1
+            if start == first:
+                window_first[window] = block
+                window_second[window] = total_blocks
+                window_start[window] = word_start[start]
+            else:
+                if start > first + block_words:
+                    window += 1
+                    window_first[window] = block - 1
+                    window_start[window] = word_start[start - block_words]
+                window_second[window] = block
+            window_end[window] = word_end[stop - 1]
+            block += 1
+        if last > first:
+            window += 1

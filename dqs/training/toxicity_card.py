@@ -1,0 +1,106 @@
+"""The card of a toxicity model: what it is, how well it does on sources it has not seen, what it is not for."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from dqs.text.ngrams import NgramShape
+from dqs.training.toxicity_figures import SourceFigures
+
+
+def model_card(
+    *,
+    label: str,
+    language: str,
+    shape: NgramShape,
+    threshold: float,
+    toxic_share: float,
+    clean_share: float,
+    folds: int,
+    left_out: Sequence[SourceFigures],
+    seen: Sequence[SourceFigures],
+    trained: Mapping[str, int],
+    training_note: str,
+) -> str:
+    """Writes CARD.md.
+
+    Args:
+        label: `name@version`.
+        language: ISO 639-1 code.
+        shape: the n-grams.
+        threshold: recommended probability.
+        toxic_share: share of toxic texts that the calibration assumes.
+        clean_share: share of clean prose among the others.
+        folds: parts that were left out in turn.
+        left_out: figures without the source.
+        seen: figures with other rows of the source.
+        trained: rows per source.
+        training_note: seed and what was left out.
+    """
+    sizes = " and ".join(map(str, shape.character_sizes))
+    inside = f", and of {sizes} characters inside words" if sizes else ""
+    labelled = {row.source for row in seen}
+    clean = [row for row in left_out if row.source not in labelled]
+    parts = [
+        f"# {label}",
+        f"Probability that a passage in {language!r} is toxic: insults, hate, obscenity or threats, as the sources "
+        "below define them. DQS uses it to find text that a training corpus should not hold.",
+        "## How it works",
+        f"N-grams of 1 to {shape.word_sizes} words (a character of a script without spaces is a word){inside}, hashed "
+        f"to {1 << shape.bits:,} numbers; logistic regression on their counts over the root of their sum. A document "
+        f"of more than {2 * shape.block_words} words is scored in windows of {shape.block_words + 1} to "
+        f"{2 * shape.block_words} words, and its worst window counts.",
+        f"The recommended threshold is **{threshold:g}**. The probability assumes that {toxic_share:.0%} of the texts "
+        f"are toxic, and that of the others {clean_share:.0%} are clean prose and {1 - clean_share:.0%} rough but "
+        "harmless posts. Where a share b of your text is toxic, multiply the odds p / (1 - p) by "
+        f"{(1 - toxic_share) / toxic_share:.3g} · b / (1 - b).",
+        "## Held-out results",
+        f"By models of the same recipe, trained in {folds} folds. AUC; macro-F1 at the threshold that is best for it; "
+        f"share of toxic rows (recall) and of other rows (false alarms) above {threshold:g}. Every source means "
+        "something else by its labels.",
+    ]
+    if left_out:
+        parts += ["### Trained without the source", _table(left_out)]
+    parts += ["### Trained with other rows of the source", _table(seen)]
+    if clean:
+        paragraphs = sum(row.rows for row in clean)
+        alarms = sum(row.false_alarms * row.rows for row in clean) / paragraphs
+        parts.append(
+            f"Of {paragraphs:,} clean paragraphs, their sources left out, {alarms:.2%} are above the threshold."
+        )
+    parts += [
+        "## Training data",
+        "\n".join(
+            [
+                "| source | rows |",
+                "|---|---:|",
+                *(f"| {source} | {rows:,} |" for source, rows in sorted(trained.items())),
+            ]
+        ),
+        training_note,
+        "## What it must not be used for",
+        "To judge a person, to moderate what people write to each other without a person looking, or as the only "
+        "reason to remove text by or about a group. It knows words and not what is meant: quotations, research on "
+        "hate speech, reclaimed words and history books raise it; irony, new code words and polite hate do not. The "
+        "sources are mostly posts from a few platforms, and what annotators called toxic there carries their biases.",
+    ]
+    return "\n\n".join(part if part[0] in "#|" else textwrap.fill(part, 110) for part in parts) + "\n"
+
+
+def _table(figures: Sequence[SourceFigures]) -> str:
+    def shown(value: float, style: str) -> str:
+        return "" if math.isnan(value) else format(value, style)
+
+    return "\n".join(
+        [
+            "| source | rows | toxic | AUC | macro-F1 | recall | false alarms |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+            *(
+                f"| {row.source} | {row.rows:,} | {row.toxic_share:.2f} | {shown(row.auc, '.3f')} |"
+                f" {shown(row.macro_f1, '.3f')} | {shown(row.recall, '.3f')} | {shown(row.false_alarms, '.2%')} |"
+                for row in figures
+            ),
+        ]
+    )
