@@ -142,7 +142,7 @@ class Timeouts:
     Attributes:
         connect_s: for the first contact with the server.
         answer_s: for the next answer while documents are on their way, and for a whole unary call.
-        retry_s: for a lost server to come back, from the last answer on.
+        retry_s: for a lost server to come back.
     """
 
     connect_s: float = 10.0
@@ -280,18 +280,18 @@ class Client:
         exhausted = False
         try:
             while not (exhausted and exchange.is_answered):
+                reads_on = not exhausted and exchange.has_room and not stream.has_received
+                if reads_on:
+                    try:
+                        exchange.add(next(source))
+                    except StopIteration:
+                        exhausted = True
+                        exchange.flush()
+                responses: list[bytes] = []
                 try:
-                    while not exhausted and exchange.has_room:
-                        try:
-                            exchange.add(next(source))
-                        except StopIteration:
-                            exhausted = True
-                            exchange.flush()
-                        if exchange.has_outgoing:
-                            stream.send(exchange.outgoing())
-                            yield from exchange.receive(stream.received())
-                    if not exchange.is_answered:
-                        yield from exchange.receive(stream.wait(self._timeouts.answer_s))
+                    stream.send(exchange.outgoing())
+                    if not reads_on:
+                        responses = stream.wait(self._timeouts.answer_s)
                         patience.reset()
                 except grpc.RpcError as error:
                     pause_s = patience.pause_s(_failure(error, self._target))
@@ -299,7 +299,7 @@ class Client:
                     time.sleep(pause_s)
                     stream = _SyncStream(self._score_stream)
                     exchange.send_again()
-                    stream.send(exchange.outgoing())
+                yield from exchange.receive(responses)
         finally:
             # A call that is dropped without cancelling is never collected by gRPC.
             stream.close()
@@ -468,20 +468,18 @@ class AsyncClient:
         exhausted = False
         try:
             while not (exhausted and exchange.is_answered):
+                reads_on = not exhausted and exchange.has_room and not stream.has_received
+                if reads_on:
+                    try:
+                        exchange.add(await anext(source))
+                    except StopAsyncIteration:
+                        exhausted = True
+                        exchange.flush()
+                responses: list[bytes] = []
                 try:
-                    while not exhausted and exchange.has_room:
-                        try:
-                            exchange.add(await anext(source))
-                        except StopAsyncIteration:
-                            exhausted = True
-                            exchange.flush()
-                        if exchange.has_outgoing:
-                            await stream.send(exchange.outgoing())
-                            for scored in exchange.receive(stream.received()):
-                                yield scored
-                    if not exchange.is_answered:
-                        for scored in exchange.receive(await stream.wait(self._timeouts.answer_s)):
-                            yield scored
+                    await stream.send(exchange.outgoing())
+                    if not reads_on:
+                        responses = await stream.wait(self._timeouts.answer_s)
                         patience.reset()
                 except grpc.RpcError as error:
                     pause_s = patience.pause_s(_failure(error, self._target))
@@ -489,6 +487,8 @@ class AsyncClient:
                     await asyncio.sleep(pause_s)
                     stream = _AsyncStream(self._score_stream)
                     exchange.send_again()
+                for scored in exchange.receive(responses):
+                    yield scored
         finally:
             # A call that is dropped without cancelling is never collected by gRPC.
             await stream.close()
@@ -743,11 +743,6 @@ class _Exchange:
         """Whether all that was added has been handed out."""
         return not self._messages and self._current is None
 
-    @property
-    def has_outgoing(self) -> bool:
-        """Whether something is to be sent."""
-        return bool(self._to_send)
-
     def add(self, document: DocumentLike) -> None:
         """Puts a document into the current message; closes the message when it is full or old."""
         now_s = time.monotonic()
@@ -880,6 +875,7 @@ class _SyncStream:
     def __init__(self, method: Callable[..., Any]) -> None:
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._responses: queue.SimpleQueue[bytes | grpc.RpcError] = queue.SimpleQueue()
+        self._ended: grpc.RpcError | None = None
         # gRPC takes requests from the iterator in a thread of its own.
         self._call = method(iter(self._requests.get, None))
         self._reader = threading.Thread(target=self._read, name="dqs-client-read", daemon=True)
@@ -894,22 +890,35 @@ class _SyncStream:
         else:
             self._responses.put(_StreamEnded())
 
+    @property
+    def has_received(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._ended is not None or not self._responses.empty()
+
     def send(self, requests: Iterable[bytes]) -> None:
         for request in requests:
             self._requests.put(request)
 
-    def received(self) -> Iterator[bytes]:
-        """What has arrived, without waiting."""
-        while not self._responses.empty():
-            yield _raise_or_return(self._responses.get())
+    def wait(self, timeout_s: float) -> list[bytes]:
+        """Everything that has arrived, waiting for the first of it.
 
-    def wait(self, timeout_s: float) -> Iterator[bytes]:
-        """What has arrived, waiting for the first."""
-        try:
-            yield _raise_or_return(self._responses.get(timeout=timeout_s))
-        except queue.Empty:
-            raise _no_answer(timeout_s) from None
-        yield from self.received()
+        Raises:
+            grpc.RpcError: the call has ended, and all that came before has been returned.
+            DeadlineExceeded: nothing came in time.
+        """
+        received: list[bytes] = []
+        while self._ended is None and not (received and self._responses.empty()):
+            try:
+                response = self._responses.get(timeout=timeout_s)
+            except queue.Empty:
+                raise _no_answer(timeout_s) from None
+            if isinstance(response, grpc.RpcError):
+                self._ended = response
+            else:
+                received.append(response)
+        if self._ended is not None and not received:
+            raise self._ended
+        return received
 
     def close(self) -> None:
         self._requests.put(None)
@@ -923,6 +932,7 @@ class _AsyncStream:
     def __init__(self, method: Callable[..., Any]) -> None:
         self._call = method()
         self._responses: asyncio.Queue[bytes | grpc.RpcError] = asyncio.Queue()
+        self._ended: grpc.RpcError | None = None
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -937,33 +947,38 @@ class _AsyncStream:
         else:
             self._responses.put_nowait(_StreamEnded())
 
+    @property
+    def has_received(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._ended is not None or not self._responses.empty()
+
     async def send(self, requests: Iterable[bytes]) -> None:
         for request in requests:
-            await self._call.write(request)
+            try:
+                await self._call.write(request)
+            except asyncio.InvalidStateError:
+                return  # the call has ended; `wait` says why
 
-    def received(self) -> Iterator[bytes]:
-        """What has arrived, without waiting."""
-        while not self._responses.empty():
-            yield _raise_or_return(self._responses.get_nowait())
-
-    async def wait(self, timeout_s: float) -> Iterable[bytes]:
-        """What has arrived, waiting for the first."""
-        try:
-            first = _raise_or_return(await asyncio.wait_for(self._responses.get(), timeout_s))
-        except TimeoutError:
-            raise _no_answer(timeout_s) from None
-        return [first, *self.received()]
+    async def wait(self, timeout_s: float) -> list[bytes]:
+        """As for `_SyncStream`."""
+        received: list[bytes] = []
+        while self._ended is None and not (received and self._responses.empty()):
+            try:
+                response = await asyncio.wait_for(self._responses.get(), timeout_s)
+            except TimeoutError:
+                raise _no_answer(timeout_s) from None
+            if isinstance(response, grpc.RpcError):
+                self._ended = response
+            else:
+                received.append(response)
+        if self._ended is not None and not received:
+            raise self._ended
+        return received
 
     async def close(self) -> None:
         self._call.cancel()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-
-
-def _raise_or_return(response: bytes | grpc.RpcError) -> bytes:
-    if isinstance(response, grpc.RpcError):
-        raise response
-    return response
 
 
 def _no_answer(timeout_s: float) -> DeadlineExceeded:
@@ -991,11 +1006,12 @@ class _Patience:
     def __init__(self, retry_s: float) -> None:
         self._retry_s = retry_s
         self._backoff_s = _FIRST_BACKOFF_S
-        self._since_s = time.monotonic()
+        self._since_s: float | None = None
+        """When the first failure after the last answer was."""
 
     def reset(self) -> None:
         """Counts an answer."""
-        self._since_s = time.monotonic()
+        self._since_s = None
         self._backoff_s = _FIRST_BACKOFF_S
 
     def pause_s(self, failure: _Failure) -> float:
@@ -1004,7 +1020,10 @@ class _Patience:
         Raises:
             DqsError: there is no use in one, or patience has ended.
         """
-        if not failure.may_retry or time.monotonic() - self._since_s > self._retry_s:
+        now_s = time.monotonic()
+        if self._since_s is None:
+            self._since_s = now_s
+        if not failure.may_retry or now_s - self._since_s >= self._retry_s:
             raise failure.error
         pause_s = max(self._backoff_s, failure.retry_after_s) * random.uniform(1.0, 1.5)
         self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)

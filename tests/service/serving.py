@@ -79,6 +79,11 @@ class ServerProcess:
         """kill -9."""
         self._end(signal.SIGKILL)
 
+    def restart(self) -> None:
+        """kill -9, and start again."""
+        self.kill()
+        self.start()
+
     def terminate(self) -> int:
         """Asks it to drain; returns its exit status."""
         return self._end(signal.SIGTERM)
@@ -153,7 +158,8 @@ class LocalServer:
 
     @property
     def pending_bytes(self) -> int:
-        return self._server.pending_bytes
+        pending: int = self._server.pending_bytes
+        return pending
 
     def stop(self, grace_s: float) -> None:
         self._run(self._server.stop(grace_s))

@@ -39,13 +39,13 @@ CODEC_LIMITS = Limits(1 << 20, 300, 100_000, 400, 1 << 18, 1 << 20)
 @pytest.fixture
 def stub(server: ServerProcess) -> Iterator[ScoringServiceStub]:
     with raw_channel(server.address) as channel:
-        yield ScoringServiceStub(channel)
+        yield ScoringServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
 def local_stub(local: LocalServer) -> Iterator[ScoringServiceStub]:
     with raw_channel(local.address) as channel:
-        yield ScoringServiceStub(channel)
+        yield ScoringServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 def batch(*texts: bytes, options: pb.ScoreOptions = NO_INDEX) -> pb.ScoreBatchRequest:
@@ -285,7 +285,8 @@ class TestScoreStream:
         # Without its probing of the bandwidth gRPC gives a reader that does not read 64 KiB.
         options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
         with grpc.insecure_channel(local.address, options=options) as channel:
-            call = ScoringServiceStub(channel).ScoreStream(requests())
+            stub = ScoringServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.ScoreStream(requests())
             scored_before = -1
             while local.executor.documents != scored_before:
                 scored_before = local.executor.documents
