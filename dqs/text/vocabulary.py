@@ -6,10 +6,9 @@ The token of a text (normaliser `dqs`), from its folded code points:
 2. A maximal run of word characters of scripts with spaces is one token if the
    vocabulary holds it. Otherwise it is cut from the left into the longest
    pieces that the vocabulary holds, each written with a leading `~`.
-3. In scripts without spaces the longest word of the vocabulary that starts at
-   a character is a token; failing that, the character.
-4. Every other visible character is a token. A space is one (`%_`) only
-   between two characters of scripts without spaces.
+3. Every other visible character is a token, Han and kana among them. The
+   vocabulary may have a character read as another (traditional as simplified).
+4. A space is a token (`%_`) only between two characters of scripts without spaces.
 5. A character that the vocabulary does not hold becomes its UTF-8 bytes, one
    token each (`%e4`). So no text is ever folded into one unknown token.
 
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from dqs.text.batch import TextBatch
 
 PIECE_MARK: Final = "~"
+VARIANT_MARK: Final = "="
 SPACE_TOKEN: Final = "%_"
 BYTE_TOKENS: Final = tuple(f"%{byte:02x}" for byte in range(256))
 LONGEST_PIECE: Final = 8
@@ -83,22 +83,26 @@ class Vocabulary:
 
         Args:
             tokens: words, pieces with their leading `~`, single characters; each folded as
-                `TextBatch.folded` is. Byte and space tokens belong to every vocabulary.
+                `TextBatch.folded` is. `=國国` has the first character read as the second, itself
+                a token. Byte and space tokens belong to every vocabulary.
         """
         words: list[str] = []
         pieces: list[str] = []
-        characters = np.zeros(_CHARACTERS, dtype=np.uint8)
-        self.longest_unspaced = 1
+        variants: list[str] = []
+        characters = np.zeros(_CHARACTERS, dtype=np.uint32)
         for token in tokens:
-            if len(token) > 1 and token.startswith(PIECE_MARK):
+            if len(token) == 3 and token.startswith(VARIANT_MARK):
+                variants.append(token)
+            elif len(token) > 1 and token.startswith(PIECE_MARK):
                 pieces.append(token[1:])
-            elif len(token) > 1:
+            else:
                 words.append(token)
-                if ord(token[0]) >= 0x0E00:
-                    self.longest_unspaced = max(self.longest_unspaced, min(len(token), LONGEST_PIECE))
-            elif token and ord(token) < _CHARACTERS:
-                characters[ord(token)] = 1
-                words.append(token)
+                if len(token) == 1 and ord(token) < _CHARACTERS:
+                    characters[ord(token)] = ord(token)
+        for entry in variants:
+            written, read_as = ord(entry[1]), ord(entry[2])
+            if written < _CHARACTERS and read_as < _CHARACTERS:
+                characters[written] = characters[read_as]
         size = 1 << max(4, (2 * (len(words) + len(pieces))).bit_length())
         self._keys = np.zeros(size, dtype=np.uint64)
         self._kinds = np.zeros(size, dtype=np.uint8)
@@ -125,7 +129,7 @@ class Vocabulary:
         tokens = np.empty(documents.size, dtype=np.int64)
         used = _encode(
             batch.folded, batch.folded_classes, starts, ends, self._keys, self._kinds, self._characters,
-            np.int64(self.longest_unspaced), out, segment_ends, segment_offsets, tokens,
+            out, segment_ends, segment_offsets, tokens,
         )  # fmt: skip
         return TokenLines(
             text=out[:used].tobytes(),
@@ -216,8 +220,7 @@ def _encode(
     ends: NDArray[np.int64],
     keys: NDArray[np.uint64],
     kinds: NDArray[np.uint8],
-    characters: NDArray[np.uint8],
-    longest_unspaced: np.int64,
+    characters: NDArray[np.uint32],
     out: NDArray[np.uint8],
     segment_ends: NDArray[np.uint8],
     segment_offsets: NDArray[np.int64],
@@ -299,25 +302,19 @@ def _encode(
                 if (kinds[_find(value, keys)] & _IS_WORD) == 0:
                     word_end = stop
                     continue
-            else:
-                stop = position
-                if unspaced and longest_unspaced > 1:
-                    value = _SEED
-                    for at in range(position, min(end, position + longest_unspaced)):
-                        if (classes[at] & _UNSPACED) == 0:
-                            break
-                        value = (value ^ np.uint64(folded[at])) * _PRIME
-                        if (kinds[_find(value, keys)] & _IS_WORD) != 0:
-                            stop = at + 1
-                elif character < characters.size and characters[character] != 0:
-                    stop = position + 1
-            if stop > position:
                 used = _put_characters(folded, position, stop, out, used)
                 in_line += 1
                 position = stop
             else:
-                used, count = _put_bytes(character, out, used)
-                in_line += count
+                read_as = characters[character] if character < characters.size else np.uint32(0)
+                if read_as != 0:
+                    used = _put_character(read_as, out, used)
+                    out[used] = 32
+                    used += 1
+                    in_line += 1
+                else:
+                    used, count = _put_bytes(character, out, used)
+                    in_line += count
                 position += 1
         tokens[document] = total
     segment_offsets[starts.size] = segments

@@ -18,9 +18,11 @@ import json
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +34,7 @@ from dqs.errors import ConfigError
 from dqs.models import ModelFolder, write_model
 from dqs.scorers.perplexity import KIND, LANGUAGE_MODEL, MINIMUM_TOKENS, VOCABULARY, PerplexityModel
 from dqs.text import TextBatch
-from dqs.text.vocabulary import BYTE_TOKENS, LONGEST_PIECE, PIECE_MARK, SPACE_TOKEN, Vocabulary
+from dqs.text.vocabulary import BYTE_TOKENS, LONGEST_PIECE, PIECE_MARK, SPACE_TOKEN, VARIANT_MARK, Vocabulary
 
 COLUMNS: Final = ("text", "lang", "source", "domain", "license", "ship")
 PERCENTS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 98.0, 99.0)
@@ -58,8 +60,9 @@ class Recipe:
         word_count: fewest occurrences of a word.
         pieces: most pieces of unknown words, single characters apart.
         source_characters: most characters taken from one source.
-        domain_shares: domain → factor on `source_characters`.
-        han: every character of the basic Han block is a token, seen or not.
+        domain_shares: domain → factor on `source_characters`, and on its sources' weight in the reference.
+        han: every character of the basic Han block is a token, seen or not, and traditional characters
+            are read as simplified ones.
         alone: sources without another of their script or age. For the reference they are held out by
             document, not as a whole: the shipped model knows their kind, and one trained without does not.
     """
@@ -85,7 +88,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         source_characters=5_000_000,
         domain_shares={"legal": 0.6, "classical_chinese": 0.3},
         han=True,
-        alone=("drcd_traditional", "niutrans_classical"),
+        alone=("niutrans_classical",),
     ),
 }
 
@@ -196,7 +199,7 @@ def train_perplexity(
             model = PerplexityModel(fit.write(Path(scratch), "fold", "0"))
             for source in held_out:
                 unseen = replace(source, texts=source.texts[1::2]) if source in alone else source
-                samples += _held_out_samples(model, unseen, seed)
+                samples += _held_out_samples(model, unseen, recipe.domain_shares.get(source.domain, 1.0), seed)
 
     progress(f"training on {len(sources)} sources")
     result = fit(sources, folder)
@@ -309,7 +312,8 @@ class _Fitter:
                     stream.write(encoded.text + b"\n")
                     tokens += int(encoded.tokens.sum())
                 # Every token once on a line of its own, so that none is unknown to the model.
-                stream.write("".join(f"{token}\n" for token in (*entries, *BYTE_TOKENS, SPACE_TOKEN)).encode())
+                tokens_alone = [entry for entry in entries if not _is_variant(entry)]
+                stream.write("".join(f"{token}\n" for token in (*tokens_alone, *BYTE_TOKENS, SPACE_TOKEN)).encode())
             prune = [str(count) for count in recipe.prune]
             _run(
                 [str(self._lmplz), "--order", str(recipe.order), "--prune", *prune, "--discount_fallback",
@@ -414,8 +418,21 @@ def choose_vocabulary(texts: Iterable[str], recipe: Recipe) -> list[str]:
     seen = [chr(code) for code in np.flatnonzero(characters >= 3).tolist() if code > 32]
     letters = [character for character in seen if character.isalnum() or character == "_"]
     han = [chr(code) for code in _HAN_BLOCK] if recipe.han else []
-    tokens = [*chosen, *(PIECE_MARK + piece for piece in (*pieces, *letters)), *sorted({*seen, *han})]
+    variants = _variants() if recipe.han else []
+    tokens = [*chosen, *(PIECE_MARK + piece for piece in (*pieces, *letters)), *sorted({*seen, *han}), *variants]
     return [token for token in dict.fromkeys(tokens) if not any(character.isspace() for character in token)]
+
+
+def _is_variant(entry: str) -> bool:
+    return len(entry) == 3 and entry.startswith(VARIANT_MARK)
+
+
+def _variants() -> list[str]:
+    """Entries that have traditional characters read as simplified ones."""
+    text = resources.files("dqs.training").joinpath("simplified.toml").read_text(encoding="utf-8")
+    table = tomllib.loads(text)
+    pairs = zip(table["traditional"], table["simplified"], strict=True)
+    return [VARIANT_MARK + traditional + simplified for traditional, simplified in pairs]
 
 
 def _count(texts: Iterable[str]) -> tuple[Counter[str], NDArray[np.int64]]:
@@ -436,19 +453,20 @@ class _Sample:
     """Scores of one source's texts cut to one length: float64[k] log10 perplexity, int64[k] tokens."""
 
     source: str
+    weight: float
     characters: int
     log10_perplexity: NDArray[np.float64]
     tokens: NDArray[np.int64]
 
 
-def _held_out_samples(model: PerplexityModel, source: _Source, seed: int) -> list[_Sample]:
+def _held_out_samples(model: PerplexityModel, source: _Source, weight: float, seed: int) -> list[_Sample]:
     texts = _long_texts(source.texts, CUT_CHARACTERS[-1], _REFERENCE_TEXTS_PER_SOURCE, seed)
     samples: list[_Sample] = []
     for characters in CUT_CHARACTERS:
         batch = TextBatch.from_bytes([text[:characters].encode("utf-8", errors="replace") for text in texts])
         log10, tokens = model.log10_probability(batch, np.arange(len(batch)))
         scored = tokens >= MINIMUM_TOKENS
-        samples.append(_Sample(source.name, characters, -log10[scored] / tokens[scored], tokens[scored]))
+        samples.append(_Sample(source.name, weight, characters, -log10[scored] / tokens[scored], tokens[scored]))
     return samples
 
 
@@ -467,7 +485,7 @@ def _long_texts(texts: Sequence[str], characters: int, most: int, seed: int) -> 
 
 
 def _reference_table(samples: Sequence[_Sample]) -> dict[str, object]:
-    """Quantiles per length over all sources, each source with the same weight."""
+    """Quantiles per length over all sources, a source's weight spread over its texts."""
     tokens: list[float] = []
     rows: list[list[float]] = []
     for characters in CUT_CHARACTERS:
@@ -475,7 +493,7 @@ def _reference_table(samples: Sequence[_Sample]) -> dict[str, object]:
         if not band:
             continue
         values = np.concatenate([sample.log10_perplexity for sample in band])
-        weights = np.concatenate([np.full(sample.tokens.size, 1.0 / sample.tokens.size) for sample in band])
+        weights = np.concatenate([np.full(sample.tokens.size, sample.weight / sample.tokens.size) for sample in band])
         lengths = np.concatenate([np.log(sample.tokens) for sample in band])
         row = _weighted_quantiles(values, weights, np.array(PERCENTS) / 100.0)
         length = round(float(np.exp(np.average(lengths, weights=weights))), 2)
@@ -518,6 +536,8 @@ def _card(
         for source in report.sources
     )
     left_out = f" Left out on request: {', '.join(excluded)}." if excluded else ""
+    weights = [f"{domain} {share:g}" for domain, share in recipe.domain_shares.items()]
+    same_weight = f"same weight ({', '.join(weights)})" if weights else "same weight"
     unclear = [
         source.source for source in report.sources if "unspecified" in source.licence or "unclear" in source.licence
     ]
@@ -541,7 +561,7 @@ It answers how unusual a text looks beside ordinary edited text of its language.
 
 Held-out perplexity is the median over texts of about 1,000 characters, by a model trained without that source
 and others of its fold{alone}.
-The reference of the percentiles consists of these scores, every source with the same weight:
+The reference of the percentiles consists of these scores, every source with the {same_weight}:
 50 is what a clean source that the model has never seen may expect.
 
 | source | licence as stated | documents | characters | held-out perplexity |
@@ -566,7 +586,8 @@ def _measured(path: Path, language: str) -> str:
         own = figures[language]
         kinds = "\n".join(
             f"| {kind} | {row['pairs']} | {row['worse']:.1%} "
-            f"| {row['median_clean']:.0f} | {row['median_corrupted']:.0f} | {row['above']['95']:.1%} | {row['above']['99']:.1%} |"
+            f"| {row['median_clean']:.0f} | {row['median_corrupted']:.0f} "
+            f"| {row['above']['95']:.1%} | {row['above']['99']:.1%} |"
             for kind, row in own["corruptions"].items()
         )
         cuts = "; ".join(f"{cut} characters {median:.1f}" for cut, median in own["percentile_medians"].items())
