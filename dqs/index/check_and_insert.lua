@@ -11,7 +11,8 @@
 -- A record is: flags [1], Unix seconds [4, big-endian], text hash [16], sketch or nothing, id.
 --
 -- Returns {status} or {status, detail} when the caller's view of the corpus is old ('header', 'buckets'),
--- else {'done', documents, answer...}, per document one of
+-- else {'done', documents, answer...}: for the first document, and for as many of the next as
+-- MAX_WORK allows, one of
 --   ''             not in the corpus before
 --   'k'            this id with this text is in it: a retry
 --   'r'            this id is in it with another text; not inserted
@@ -22,9 +23,11 @@
 
 -- More documents than this under one fingerprint of one bucket are boilerplate, not copies:
 -- the band is then full for that fingerprint, so that time and memory stay bounded.
-local MAX_SAME = 64
+local MAX_SAME = 24
 -- Candidates verified per document, those that met in most bands first.
-local MAX_VERIFIED = 64
+local MAX_VERIFIED = 32
+-- Candidates verified in a call after which it answers what it has, so that Redis is never held for long.
+local MAX_WORK = 64
 
 local call, sub, byte, find = redis.call, string.sub, string.byte, string.find
 local pack, unpack_struct, bxor = struct.pack, struct.unpack, bit.bxor
@@ -42,7 +45,7 @@ local sketch_at = 18 + 4 * stride
 local documents = tonumber(header[4])
 local records = KEYS[2]
 local now = pack('>I4', tonumber(call('TIME')[1]))
-local agree = nil
+local agree, work = nil, 0
 
 -- Numbers of the documents in `bucket` under `fingerprint`, as they stand there: four bytes each.
 -- `at` is where the fingerprint's bytes occur first, by chance perhaps across two entries.
@@ -81,30 +84,32 @@ local function agreements(sketch, record)
 end
 
 -- The most similar of the candidates, the earliest of equals; nil if none is similar enough.
-local function nearest(packed, met)
-  local numbers = {}
-  for number in pairs(met) do
-    numbers[#numbers + 1] = number
-  end
-  table.sort(numbers, function(a, b)
-    if met[a] ~= met[b] then return met[a] > met[b] end
-    return a < b
-  end)
+-- `met` says in how many bands each candidate was met.
+local function nearest(packed, candidates, met)
   if not agree then
     agree = {byte(ARGV[7], 1, -1)}
   end
   local sketch = {byte(packed, sketch_at, -1)}
   local best, best_number, best_record = fewest - 1, nil, nil
-  for position = 1, math.min(#numbers, MAX_VERIFIED) do
-    local number = numbers[position]
-    local record = call('HGET', records, pack('>I4', number))
-    if record then
-      local count = agreements(sketch, record)
-      if count > best or (count == best and best_number and number < best_number) then
-        best, best_number, best_record = count, number, record
+  local verified = 0
+  for bands_met = bands, 1, -1 do
+    for position = 1, #candidates do
+      local number = candidates[position]
+      if met[number] == bands_met then
+        local record = call('HGET', records, pack('>I4', number))
+        if record then
+          local count = agreements(sketch, record)
+          if count > best or (count == best and best_number and number < best_number) then
+            best, best_number, best_record = count, number, record
+          end
+        end
+        verified = verified + 1
+        if verified == MAX_VERIFIED then break end
       end
     end
+    if verified >= MAX_VERIFIED or verified == #candidates then break end
   end
+  work = work + verified
   if best_record then
     return 'n' .. pack('>I2', best) .. id_of(best_record)
   end
@@ -147,7 +152,7 @@ for argument = 8, #ARGV, 2 do
   local fingerprints, full = {}, nil
   if not answer and has_sketch then
     local buckets = call('MGET', unpack(KEYS, first_key + 2, first_key + 1 + bands))
-    local met = nil
+    local candidates, met = {}, {}
     for band = 1, bands do
       local bucket, fingerprint = buckets[band], sub(packed, 22 + 4 * band, 25 + 4 * band)
       fingerprints[band] = fingerprint
@@ -158,15 +163,17 @@ for argument = 8, #ARGV, 2 do
           full = full or {}
           full[band] = true
         end
-        met = met or {}
-        for _, number in ipairs(found) do
-          number = unpack_struct('>I4', number)
+        for match = 1, #found do
+          local number = unpack_struct('>I4', found[match])
+          if not met[number] then
+            candidates[#candidates + 1] = number
+          end
           met[number] = (met[number] or 0) + 1
         end
       end
     end
-    if met then
-      answer = nearest(packed, met)
+    if #candidates > 0 then
+      answer = nearest(packed, candidates, met)
     end
   end
 
@@ -191,6 +198,7 @@ for argument = 8, #ARGV, 2 do
     end
   end
   answers[#answers + 1] = answer or ''
+  if work > MAX_WORK then break end
 end
 
 if documents ~= tonumber(header[4]) then

@@ -235,7 +235,8 @@ class DuplicateStore:
         packed = self._pack(signatures, fingerprints, insert)
         base = self._base(corpus)
         agreements = np.zeros(n, dtype=np.int64)
-        for start in range(0, n, self._group_documents):
+        start = 0
+        while start < n:
             group = slice(start, min(start + self._group_documents, n))
             answers = self._call_group(corpus, base, fingerprints[group], packed[group], encoded[group])
             for document, answer in enumerate(answers, start):
@@ -252,6 +253,8 @@ class DuplicateStore:
                 else:
                     result.duplicate_of[document] = answer[3:].decode("utf-8", "surrogatepass")
                     agreements[document] = int.from_bytes(answer[1:3], "big")
+            # The script may answer fewer documents than asked, to keep its time short.
+            start += len(answers)
         near = agreements > 0
         result.similarity[near] = self.parameters.similarity(agreements[near])
         return result
