@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dqs.settings import Settings, load_settings, use_kernel_cache
+if TYPE_CHECKING:
+    from dqs.settings import Settings
 
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder for compiled kernels, the private Redis and imported models.")
@@ -28,6 +29,8 @@ def make_settings(config: Path | None = None, **arguments: Any) -> Settings:
     Raises:
         ConfigError: a file cannot be read, or a name or value is not allowed.
     """
+    from dqs.settings import load_settings, use_kernel_cache
+
     settings = load_settings(config, **arguments)
     use_kernel_cache(settings.data_dir)
     return settings

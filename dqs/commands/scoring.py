@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import secrets
+import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,25 +160,56 @@ def _run(
         if manifest is not None and manifest.parts:
             display.say(f"Continuing behind {summary.rows:,} rows in {len(manifest.parts)} parts.")
             _rebuild(engine, Path(targets.scores), manifest, sources, request.fields, cut)
-        outputs: Outputs
-        if manifest is not None:
-            outputs = PartOutputs(targets, schema, manifest, request.part_rows)
-        else:
-            outputs = FileOutputs(targets, schema)
-        try:
+        with contextlib.ExitStack() as stack:
+            outputs: Outputs
+            with uninterrupted():
+                if manifest is not None:
+                    outputs = PartOutputs(targets, schema, manifest, request.part_rows)
+                else:
+                    outputs = FileOutputs(targets, schema)
+                stack.callback(_abort, outputs)
             start = manifest.end if manifest is not None else None
             batches = read_rows(sources, request.fields, cut, start, raw=targets.raw)
-            with read_ahead(batches) as ahead, contextlib.closing(engine.answer(ahead)) as answered:
-                for rows, answers in answered:
-                    table = score_table(rows, answers, schema)
+            answered = stack.enter_context(contextlib.closing(engine.answer(stack.enter_context(read_ahead(batches)))))
+            for rows, answers in answered:
+                table = score_table(rows, answers, schema)
+                with uninterrupted():
                     outputs.write(rows, table)
-                    summary.add(table, rows.text_bytes)
-                    display.advance(rows, table.column("error").to_pylist())
-            outputs.finish()
-        finally:
-            outputs.abort()
+                summary.add(table, rows.text_bytes)
+                display.advance(rows, table.column("error").to_pylist())
+            with uninterrupted():
+                outputs.finish()
         display.finish(summary, engine.policy)
     return summary
+
+
+def _abort(outputs: Outputs) -> None:
+    with uninterrupted():
+        outputs.abort()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts off Ctrl-C and SIGTERM: between opening a file and noting that it is open nobody could remove it.
+
+    Raises:
+        KeyboardInterrupt: at the end, where a signal came in between.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _rebuild(

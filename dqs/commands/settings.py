@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from dqs.commands.options import Config, DataDir, Models, Policies, Redis, make_settings
-from dqs.settings import Settings, load_settings, settings_origins
 
 
 def settings(
@@ -17,6 +16,8 @@ def settings(
     redis: Redis = None,
 ) -> None:
     """Print every setting as TOML, with its meaning and where its value comes from."""
+    from dqs.settings import Settings, load_settings, settings_origins
+
     arguments = {"data_dir": data_dir, "models": models, "policies": policies, "redis_url": redis}
     values = load_settings(config, **arguments)
     origins = settings_origins(config, **arguments)
