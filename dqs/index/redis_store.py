@@ -63,6 +63,9 @@ FIRST_BUCKETS = 64
 SPLIT_BUCKETS = 4
 """Buckets split by one script call; divides `FIRST_BUCKETS`."""
 
+MAX_BUCKETS = 1 << 24
+"""From here on, some 10^9 documents, buckets grow longer instead of more."""
+
 MAX_ID_BYTES = 1024
 """Longest document id, in UTF-8 bytes."""
 
@@ -326,7 +329,7 @@ class DuplicateStore:
                     ],
                 )  # fmt: skip
             if reply[0] == b"done":
-                if reply[1] > ENTRIES_PER_BUCKET * layout.buckets:
+                if ENTRIES_PER_BUCKET * layout.buckets < reply[1] and layout.buckets < MAX_BUCKETS:
                     self._split(corpus, base, layout)
                 return reply[2:]
             with self._lock:
