@@ -1,0 +1,112 @@
+"""`dqs train`: makes the default models again, or models of one's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dqs.commands.options import Config, DataDir, make_settings
+from dqs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dqs.models import ModelFolder
+
+app = typer.Typer(no_args_is_help=True, help="Train models from given data, with a fixed seed.")
+
+Data = Annotated[Path, typer.Option(help="Parquet file, or the folder that holds it.")]
+Language = Annotated[str, typer.Option(metavar="CODE", help="Language of the model: en, zh, …")]
+Output = Annotated[
+    Path | None, typer.Option(help="Folder of models to write to.  [default: models in the data folder]")
+]
+ExcludeSource = Annotated[
+    list[str] | None, typer.Option(metavar="SOURCE", help="Leave out rows of this source; may be given several times.")
+]
+DEFAULT_SEED = 20_261_121
+"""The seed of the models that ship."""
+
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Name = Annotated[str | None, typer.Option(help="Name of the model.  [default: KIND-LANGUAGE]")]
+Version = Annotated[str, typer.Option(help="Version of the model.")]
+
+
+@app.command()
+def perplexity(
+    data: Data,
+    language: Language,
+    output: Output = None,
+    exclude_source: ExcludeSource = None,
+    seed: Seed = DEFAULT_SEED,
+    name: Name = None,
+    version: Version = "1",
+    lmplz: Annotated[Path | None, typer.Option(help="KenLM's lmplz, with build_binary beside it.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Train a perplexity model from clean text: columns text, lang, source, domain, license, ship."""
+    settings = make_settings(config, data_dir=data_dir)
+    from dqs.training.perplexity import train_perplexity
+
+    report = train_perplexity(
+        data,
+        output or settings.data_dir / "models",
+        language,
+        exclude_sources=exclude_source or (),
+        seed=seed,
+        lmplz=lmplz,
+        name=name,
+        version=version,
+        progress=_say,
+    )
+    _done(report.model)
+
+
+@app.command()
+def toxicity(
+    data: Data,
+    language: Language,
+    output: Output = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="Parquet file of clean text; its paragraphs are not toxic.")
+    ] = None,
+    exclude_source: ExcludeSource = None,
+    exclude_split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT", help="Leave out rows of this split; may be given several times."),
+    ] = None,
+    seed: Seed = DEFAULT_SEED,
+    name: Name = None,
+    version: Version = "1",
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Train a toxicity model from labelled text: columns text, label, lang, source, split, ship."""
+    settings = make_settings(config, data_dir=data_dir)
+    try:
+        from dqs.training.toxicity import train_toxicity
+    except ImportError as error:
+        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
+
+    report = train_toxicity(
+        data,
+        output or settings.data_dir / "models",
+        language,
+        clean=clean,
+        exclude_sources=exclude_source or (),
+        seed=seed,
+        exclude_splits=exclude_split or (),
+        name=name,
+        version=version,
+        progress=_say,
+    )
+    _done(report.model)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _done(model: ModelFolder) -> None:
+    print(f"{model.label} is in {model.path}")
