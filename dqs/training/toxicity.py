@@ -154,6 +154,7 @@ def train_toxicity(
     name: str | None = None,
     version: str = "1",
     recipe: Recipe | None = None,
+    card_figures: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ToxicityReport:
     """Trains the toxicity model of one language and writes its folder with CARD.md.
@@ -172,6 +173,7 @@ def train_toxicity(
         name: model name, `toxicity-<language>` if None.
         version: model version.
         recipe: replaces the language's recipe.
+        card_figures: false saves the training of models that only the card's tables need.
         progress: is told what is being done, one line each.
 
     Raises:
@@ -193,9 +195,14 @@ def train_toxicity(
     corpus = _Corpus.build(labelled, paragraphs, recipe)
 
     several = np.unique(corpus.family[~corpus.clean]).size > 1
-    left_out = _held_out(corpus, recipe, seed, by_source=True, progress=progress) if several else None
-    seen = _held_out(corpus, recipe, seed, by_source=False, progress=progress)
-    unseen = left_out if recipe.folds_by_source and left_out is not None else seen
+    by_source = recipe.folds_by_source and several
+    left_out = seen = None
+    if several and (by_source or card_figures):
+        left_out = _held_out(corpus, recipe, seed, by_source=True, progress=progress)
+    if not by_source or card_figures:
+        seen = _held_out(corpus, recipe, seed, by_source=False, progress=progress)
+    unseen = left_out if by_source else seen
+    assert unseen is not None  # one of the two was made above
     scale, offset = _calibrate(corpus, unseen, recipe)
 
     progress(f"training on {len(corpus.labels)} rows")
@@ -214,11 +221,7 @@ def train_toxicity(
         model=folder,
         trained=trained,
         left_out=() if left_out is None else _figures(corpus, left_out, scale, offset, recipe.threshold),
-        seen=tuple(
-            figures
-            for figures in _figures(corpus, seen, scale, offset, recipe.threshold)
-            if figures.source in set(labelled.sources.tolist())
-        ),
+        seen=() if seen is None else _figures(corpus, seen, scale, offset, recipe.threshold, clean=False),
         threshold=recipe.threshold,
         file_bytes=folder.file(GRAPH_ROLE).stat().st_size,
     )
@@ -563,12 +566,12 @@ def _calibrate(corpus: _Corpus, scores: NDArray[np.float64], recipe: Recipe) -> 
 
 
 def _figures(
-    corpus: _Corpus, scores: NDArray[np.float64], scale: float, offset: float, threshold: float
+    corpus: _Corpus, scores: NDArray[np.float64], scale: float, offset: float, threshold: float, *, clean: bool = True
 ) -> tuple[SourceFigures, ...]:
     """Figures per source from held-out scores; sources that no fold scored are left out."""
     probability = 1.0 / (1.0 + np.exp(-(scale * scores + offset)))
     result = []
-    for source in np.unique(corpus.sources).tolist():
+    for source in np.unique(corpus.sources if clean else corpus.sources[~corpus.clean]).tolist():
         chosen = (corpus.sources == source) & ~np.isnan(scores)
         if chosen.any():
             result.append(source_figures(source, corpus.labels[chosen], probability[chosen], threshold))

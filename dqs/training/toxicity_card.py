@@ -41,8 +41,13 @@ def model_card(
     """
     sizes = " and ".join(map(str, shape.character_sizes))
     inside = f", and of {sizes} characters inside words" if sizes else ""
-    labelled = {row.source for row in seen}
-    clean = [row for row in left_out if row.source not in labelled]
+    clean = [row for row in left_out if row.toxic_share == 0]
+    results = [
+        "## Held-out results",
+        f"By models of the same recipe, trained in {folds} folds. AUC; macro-F1 at the threshold that is best for it; "
+        f"share of toxic rows (recall) and of other rows (false alarms) above {threshold:g}. Every source means "
+        "something else by its labels.",
+    ]
     parts = [
         f"# {label}",
         f"Probability that a passage in {language!r} is toxic: insults, hate, obscenity or threats, as the sources "
@@ -56,14 +61,12 @@ def model_card(
         f"are toxic, and that of the others {clean_share:.0%} are clean prose and {1 - clean_share:.0%} rough but "
         "harmless posts. Where a share b of your text is toxic, multiply the odds p / (1 - p) by "
         f"{(1 - toxic_share) / toxic_share:.3g} · b / (1 - b).",
-        "## Held-out results",
-        f"By models of the same recipe, trained in {folds} folds. AUC; macro-F1 at the threshold that is best for it; "
-        f"share of toxic rows (recall) and of other rows (false alarms) above {threshold:g}. Every source means "
-        "something else by its labels.",
+        *(results if left_out or seen else []),
     ]
     if left_out:
         parts += ["### Trained without the source", _table(left_out)]
-    parts += ["### Trained with other rows of the source", _table(seen)]
+    if seen:
+        parts += ["### Trained with other rows of the source", _table(seen)]
     if clean:
         paragraphs = sum(row.rows for row in clean)
         alarms = sum(row.false_alarms * row.rows for row in clean) / paragraphs
