@@ -64,7 +64,8 @@ class Batcher:
 
     Args:
         pipeline: what scores.
-        threads: how many batches are scored at once.
+        threads: how many batches are scored at once; with one, batches leave and are
+            decided in the order in which documents came.
         batch_bytes: a batch of this many bytes of text is full; only a single longer document exceeds it.
         batch_documents: a batch of this many documents is full.
         wait_s: how long a document waits for others while a thread is free.
