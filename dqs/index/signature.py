@@ -192,12 +192,11 @@ def minhashes(batch: TextBatch, parameters: SignatureParameters) -> tuple[NDArra
     """
     n = len(batch)
     multipliers = permutation_multipliers(parameters.permutations, parameters.seed)
-    longest = int(np.diff(batch.folded_offsets).max()) if n else 0
     minima = np.full((n, parameters.permutations), 0xFFFFFFFF, dtype=np.uint32)
     shingles = np.empty(n, dtype=np.int32)
     _minhash(
         batch.folded, batch.folded_classes, batch.folded_offsets, UNSPACED_SHARE,
-        multipliers, np.empty(longest + _BLOCK, dtype=np.uint64), minima, shingles,
+        multipliers, np.empty(_longest(batch) + _BLOCK, dtype=np.uint64), minima, shingles,
     )  # fmt: skip
     return minima, shingles
 
@@ -220,8 +219,14 @@ def permutation_multipliers(permutations: int, seed: int) -> NDArray[np.uint32]:
 def text_hashes(batch: TextBatch) -> NDArray[np.uint64]:
     """uint64[n, 2]: 128-bit hash of every normalised text; zeros for empty and invalid ones."""
     hashes = np.zeros((len(batch), 2), dtype=np.uint64)
-    _hash_texts(batch.folded, batch.folded_classes, batch.folded_offsets, hashes)
+    scratch = np.empty(_longest(batch) + 4, dtype=np.uint32)
+    _hash_texts(batch.folded, batch.folded_classes, batch.folded_offsets, scratch, hashes)
     return hashes
+
+
+def _longest(batch: TextBatch) -> int:
+    """Folded code points of the longest document."""
+    return int(np.diff(batch.folded_offsets).max()) if len(batch) else 0
 
 
 @njit(cache=True, nogil=True)
@@ -347,43 +352,39 @@ def _hash_texts(
     folded: NDArray[np.uint32],
     classes: NDArray[np.uint8],
     offsets: NDArray[np.int64],
+    scratch: NDArray[np.uint32],
     hashes: NDArray[np.uint64],
 ) -> None:
     """MurmurHash3_x64_128 (seed 0) of the normalised text as little-endian 32-bit code points.
 
     Source: Austin Appleby, MurmurHash3 (public domain).
     """
-    block = np.zeros(4, dtype=np.uint64)
     for document in range(hashes.shape[0]):
-        hash_1 = np.uint64(0)
-        hash_2 = np.uint64(0)
-        filled = 0
         length = 0
-        space = False
+        after_space = 1
         for position in range(offsets[document], offsets[document + 1]):
-            if classes[position] & _SPACE:
-                space = length > 0
-                continue
-            for _ in range(2 if space else 1):
-                block[filled] = np.uint64(32) if space else np.uint64(folded[position])
-                space = False
-                filled += 1
-                length += 1
-                if filled == 4:
-                    key_1 = (block[0] | (block[1] << np.uint64(32))) * _MURMUR_1
-                    key_2 = (block[2] | (block[3] << np.uint64(32))) * _MURMUR_2
-                    hash_1 ^= _rotate(key_1, 31) * _MURMUR_2
-                    hash_1 = (_rotate(hash_1, 27) + hash_2) * np.uint64(5) + np.uint64(0x52DCE729)
-                    hash_2 ^= _rotate(key_2, 33) * _MURMUR_1
-                    hash_2 = (_rotate(hash_2, 31) + hash_1) * np.uint64(5) + np.uint64(0x38495AB5)
-                    filled = 0
+            space = 1 if classes[position] & _SPACE else 0
+            scratch[length] = np.uint32(32) if space else folded[position]
+            length += 1 - (space & after_space)
+            after_space = space
+        if length > 0 and after_space:
+            length -= 1
         if length == 0:
             continue
-        block[filled:] = np.uint64(0)
-        if filled > 2:
-            hash_2 ^= _rotate(block[2] * _MURMUR_2, 33) * _MURMUR_1
-        if filled > 0:
-            hash_1 ^= _rotate((block[0] | (block[1] << np.uint64(32))) * _MURMUR_1, 31) * _MURMUR_2
+        # Zeros after the end do not change the last, incomplete block.
+        scratch[length : length + 3] = 0
+        hash_1 = np.uint64(0)
+        hash_2 = np.uint64(0)
+        for position in range(0, length, 4):
+            key_1 = np.uint64(scratch[position]) | (np.uint64(scratch[position + 1]) << np.uint64(32))
+            key_2 = np.uint64(scratch[position + 2]) | (np.uint64(scratch[position + 3]) << np.uint64(32))
+            hash_1 ^= _rotate(key_1 * _MURMUR_1, 31) * _MURMUR_2
+            if position + 4 > length:
+                hash_2 ^= _rotate(key_2 * _MURMUR_2, 33) * _MURMUR_1
+                break
+            hash_1 = (_rotate(hash_1, 27) + hash_2) * np.uint64(5) + np.uint64(0x52DCE729)
+            hash_2 ^= _rotate(key_2 * _MURMUR_2, 33) * _MURMUR_1
+            hash_2 = (_rotate(hash_2, 31) + hash_1) * np.uint64(5) + np.uint64(0x38495AB5)
         size = np.uint64(4 * length)
         hash_1 ^= size
         hash_2 ^= size
