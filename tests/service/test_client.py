@@ -145,6 +145,15 @@ class TestVerdicts:
         with pytest.raises(KeyError):
             verdict.signals["no such signal"]
 
+    def test_the_span_of_the_most_toxic_window_comes_along(self, client: Client) -> None:
+        for text in (ENGLISH, CHINESE):
+            verdict = next(client.score([text], corpus=None))
+            assert verdict.toxicity_span is not None
+            start, end = verdict.toxicity_span
+            assert 0 <= start < end <= len(text)
+            assert 0 <= (verdict.signals["toxicity"] or 0) <= 1
+            assert "toxicity" not in verdict.missing
+
     def test_they_can_be_pickled(self, client: Client) -> None:
         verdict = next(client.score([ENGLISH], corpus=None))
         assert pickle.loads(pickle.dumps(verdict)) == verdict
