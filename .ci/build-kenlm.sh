@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 
 if [ -z "$sdist" ]; then
   # Only kenlm itself as source: `--no-binary :all:` would build cmake, too.
-  "$python" -m pip download --quiet --no-deps --no-binary kenlm --no-build-isolation \
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary kenlm \
     --dest "$work" "kenlm==$version"
   sdist=$work/kenlm-$version.tar.gz
 fi
