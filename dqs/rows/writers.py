@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from json.encoder import encode_basestring  # quotes a string without escaping what is not ASCII
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -255,7 +256,10 @@ def _json_values(column: pa.Array) -> list[str]:
     """A column as JSON texts. Numbers take the shortest form that reads back as the same float32."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         return cast("list[str]", pc.fill_null(pc.cast(column, pa.string()), "null").to_pylist())
-    return [json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
+    if pa.types.is_list(column.type):
+        values = column.to_pylist()
+        return ["null" if value is None else f"[{', '.join(map(encode_basestring, value))}]" for value in values]
+    return ["null" if value is None else encode_basestring(value) for value in column.to_pylist()]
 
 
 class RawWriter(Protocol):
