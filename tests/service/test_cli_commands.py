@@ -1,0 +1,176 @@
+"""The other commands of `dqs`, as a person runs them."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from dqs.index.embedded import EmbeddedRedis
+from dqs.index.redis_store import connect
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = ROOT / "tests" / "samples"
+WAIT_S = 120.0
+
+
+def environment(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DQS_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "DQS_DATA_DIR": str(folder / "data")}
+
+
+def dqs(folder: Path, *arguments: object, **variables: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "dqs.cli", *map(str, arguments)],
+        cwd=folder,
+        env={**environment(folder), **variables},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def assert_one_sentence(err: str) -> None:
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("dqs: ")
+
+
+def test_version_and_help_load_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['dqs', sys.argv[1]]; import dqs.cli\n"
+        "try: dqs.cli.main()\n"
+        "finally: print([m for m in ('numpy', 'numba', 'pyarrow', 'grpc', 'pydantic') if m in sys.modules])"
+    )
+    for option, expected in (("--version", "dqs "), ("--help", "score")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, option],
+            cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=WAIT_S, check=True,
+        )  # fmt: skip
+        assert expected in done.stdout
+        assert done.stdout.endswith("[]\n")
+
+
+def test_a_wrong_option_has_exit_status_2(tmp_path: Path) -> None:
+    status, out, err = dqs(tmp_path, "score", "--polcy", "x")
+    assert (status, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def test_policies_are_listed_shown_and_checked(tmp_path: Path) -> None:
+    status, out, _ = dqs(tmp_path, "policy", "list")
+    assert status == 0
+    assert [line.partition("@")[0] for line in out.splitlines()] == ["default", "score-only"]
+    status, out, _ = dqs(tmp_path, "policy", "show", "default")
+    assert status == 0
+    assert tomllib.loads(out)["name"] == "default"
+    own = tmp_path / "mine.toml"
+    own.write_text(out.replace('name = "default"', 'name = "mine"'))
+    status, out, err = dqs(tmp_path, "policy", "check", own)
+    assert status == 0, err
+    assert "mine@" in out
+    own.write_text(own.read_text().replace('signal = "toxicity"', 'signal = "toxicty"'))
+    status, _, err = dqs(tmp_path, "policy", "check", own)
+    assert status == 2
+    assert_one_sentence(err)
+    assert "rule 'toxic': unknown signal 'toxicty'; allowed are: " in err
+    assert "duplicate_similarity" in err
+    (tmp_path / "folder").mkdir()
+    shutil.copy(own, tmp_path / "folder" / "mine.toml")
+    status, out, _ = dqs(tmp_path, "policy", "list", "--policies", tmp_path / "folder")
+    assert [line.partition("@")[0] for line in out.splitlines()] == ["default", "mine", "score-only"]
+
+
+def test_models_are_listed_and_a_changed_file_is_named(tmp_path: Path) -> None:
+    status, out, _ = dqs(tmp_path, "models", "list")
+    assert status == 0
+    folder = Path(out.splitlines()[0].split("\t")[-1])
+    status, verified, _ = dqs(tmp_path, "models", "verify")
+    assert status == 0
+    assert len(verified.splitlines()) == len(out.splitlines())
+    copy = tmp_path / "models" / folder.parent.name / folder.name
+    shutil.copytree(folder, copy)
+    weights = max((path for path in copy.iterdir() if path.suffix != ".md"), key=lambda path: path.stat().st_size)
+    with weights.open("ab") as file:
+        file.write(b"x")
+    for command in (("models", "verify"), ("score", SAMPLES / "english.jsonl", "-o", "out.jsonl", "--no-dedup")):
+        status, _, err = dqs(tmp_path, *command, "--models", tmp_path / "models")
+        assert status == 2
+        assert_one_sentence(err)
+        assert weights.name in err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_settings_are_toml_and_say_where_they_come_from(tmp_path: Path) -> None:
+    (tmp_path / "dqs.toml").write_text("max_batch_documents = 7\nport = 1\n")
+    status, out, _ = dqs(tmp_path, "settings", "--redis", "redis://somewhere/0", DQS_PORT="2")
+    assert status == 0
+    values = tomllib.loads(out)
+    assert (values["max_batch_documents"], values["port"]) == (7, 2)
+    assert "max_batch_documents = 7  # dqs.toml" in out
+    assert "port = 2  # environment" in out
+    assert 'redis_url = "redis://somewhere/0"  # argument' in out
+    assert 'host = "127.0.0.1"  # default' in out
+    (tmp_path / "dqs.toml").write_text("prot = 1\n")
+    status, _, err = dqs(tmp_path, "settings")
+    assert status == 2
+    assert_one_sentence(err)
+    assert "prot" in err
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, out, err = dqs(tmp_path, "serve", "--port", taken.getsockname()[1])
+    assert (status, out) == (2, "")
+    assert_one_sentence(err)
+    assert "--port" in err
+
+
+def test_training_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    for kind in ("perplexity", "toxicity"):
+        status, _, err = dqs(tmp_path, "train", kind, "--data", tmp_path / "absent", "--language", "zh")
+        assert status == 2
+        assert_one_sentence(err)
+
+
+def test_a_terminal_gets_a_bar_and_data_stay_apart(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "dqs.cli", "score", str(SAMPLES / "chinese.jsonl"), "-o", "-", "--no-dedup"]
+    env = {**environment(tmp_path), "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=follower) as process:
+        os.close(follower)
+        assert process.stdout is not None
+        lines = process.stdout.read().splitlines()
+        shown = b""
+        while True:
+            try:
+                shown += os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+    os.close(leader)
+    assert len(lines) == 30
+    assert all(line.startswith(b'{"id": "zh-') for line in lines)
+    assert b"scoring" in shown
+    assert b"MB/s" in shown
+    assert b"100%" in shown
+
+
+@pytest.mark.parametrize("policy", ["default", "score-only"])
+def test_the_corpus_of_a_run_is_gone_with_it(tmp_path: Path, policy: str) -> None:
+    status, _, err = dqs(tmp_path, "score", SAMPLES / "chinese.jsonl", "-o", "out.jsonl", "--policy", policy)
+    assert status == 0, err
+    with EmbeddedRedis(tmp_path / "data" / "redis") as server:
+        client = connect(server.url)
+        left = [key for key in client.scan_iter() if b"run-" in key]
+        client.close()
+    assert left == []
