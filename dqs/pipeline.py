@@ -105,10 +105,11 @@ class Results:
         error = self.errors[i]
         if error is not None:
             return Verdict(self.ids[i], Label.UNSPECIFIED, policy=self.policy, error=(error.code, error.message))
-        missing = {
-            name: Missing(int(codes[i])) for name, codes in self.columns.missing.items() if codes[i] != Missing.PRESENT
+        codes = {name: int(column[i]) for name, column in self.columns.missing.items()}
+        missing = {name: Missing(code) for name, code in codes.items() if code}
+        signals = {
+            name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()
         }
-        signals = {name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()}
         span = None
         if self.columns.toxicity_span is not None and self.columns.toxicity_span[i, 0] >= 0:
             span = (int(self.columns.toxicity_span[i, 0]), int(self.columns.toxicity_span[i, 1]))

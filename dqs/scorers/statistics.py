@@ -43,7 +43,7 @@ _REPEATED_LINES = (
 )  # fmt: skip
 _LINE_SHAPES = (
     Signal("short_line_share", "share of lines", 0, 1, _WORSE_HIGH,
-           "Lines that are not blank and under 30 columns wide; characters of scripts without spaces take two."),
+           "Lines under 30 columns wide, wide characters taking two; missing under 5 lines, as are the next two."),
     Signal("terminated_line_share", "share of lines", 0, 1, Direction.LOWER_IS_WORSE,
            "Lines that end a sentence: a full stop, question or exclamation mark, closing quotes and brackets apart."),
     Signal("ellipsis_line_share", "share of lines", 0, 1, _WORSE_HIGH, "Lines that end in an ellipsis."),
@@ -60,6 +60,8 @@ _NGRAMS = tuple(
 
 SHORT_LINE_COLUMNS = 30
 """FineWeb's limit of 30 characters, with wide characters counted twice."""
+MIN_SHAPED_LINES = 5
+"""Lines that are not blank below which a share of their shapes says nothing: a short text is no menu."""
 
 # Full stop, exclamation mark, question mark; then their forms in other scripts.
 TERMINATORS = ".!?。！？｡؟۔।॥‼⁇⁈⁉"
@@ -174,7 +176,7 @@ def _line_shapes(
                 ellipsis += 1
             elif _is_terminator(end):
                 terminated += 1
-        if lines:
+        if lines >= MIN_SHAPED_LINES:
             shares[document, 0] = np.float32(short / lines)
             shares[document, 1] = np.float32(terminated / lines)
             shares[document, 2] = np.float32(ellipsis / lines)

@@ -19,8 +19,10 @@ from dqs.text import TextBatch
 from tests.unit.awkward import FIXED, INVALID_BYTES
 
 PROSE = [
-    "The bridge was closed for repairs, so the postman walked the long way round by the mill.\nNobody minded much.",
-    "大桥因维修关闭，邮递员只好绕道磨坊。\n好在没有人着急，信件晚一点到也无妨。",
+    "The bridge was closed for repairs, so the postman walked the long way round by the mill.\nNobody minded much.\n"
+    "Letters came an hour late.\nThe miller's dog got used to him.\nIn spring the bridge opened again.",
+    "大桥因维修关闭，邮递员只好绕道磨坊。\n好在没有人着急，信件晚一点到也无妨。\n磨坊主的狗渐渐认得他了。\n"
+    "春天大桥重新通车。\n邮递员有时还是走老路。",
     "Die Brücke war wegen Reparaturen gesperrt, also ging der Briefträger den Umweg über die Mühle.",
     "Mixed 文本 with both scripts 在同一行里, and a number: 42.",
 ]

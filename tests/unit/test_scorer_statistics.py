@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dqs.data import Missing
 from dqs.scorer import ScoreColumns
-from dqs.scorers.statistics import CLOSERS, TERMINATORS, StatisticsScorer
+from dqs.scorers.statistics import CLOSERS, MIN_SHAPED_LINES, TERMINATORS, StatisticsScorer
 from dqs.text import CharClass, TextBatch
 from dqs.text.unicode_tables import unicode_tables
 from tests.unit.awkward import texts
@@ -80,10 +80,11 @@ def plain_statistics(text: str) -> dict[str, float]:
     ends = [before_closers(line) for line in lines]
     ellipses = [end.endswith(("...", "…")) for end in ends]
     terminated = [end[-1] in TERMINATORS and not dots for end, dots in zip(ends, ellipses, strict=True)]
+    enough = len(lines) >= MIN_SHAPED_LINES
     expected |= {
-        "short_line_share": share(sum(columns_wide(line) < 30 for line in lines), len(lines)),
-        "terminated_line_share": share(sum(terminated), len(lines)),
-        "ellipsis_line_share": share(sum(ellipses), len(lines)),
+        "short_line_share": share(sum(columns_wide(line) < 30 for line in lines), len(lines) * enough),
+        "terminated_line_share": share(sum(terminated), len(lines) * enough),
+        "ellipsis_line_share": share(sum(ellipses), len(lines) * enough),
     }
     for n in (2, 3, 4):
         expected[f"top_{n}gram_share"] = plain_top(words, n) if words else math.nan
@@ -119,10 +120,17 @@ def test_statistics_agree_with_python(documents: list[str]) -> None:
     ],
 )
 def test_ends_of_lines(line: str, terminated: float, ellipsis: float) -> None:
-    columns = score([line])
+    columns = score([f"{line}\n" * 5])
 
     assert columns.values["terminated_line_share"][0] == terminated
     assert columns.values["ellipsis_line_share"][0] == ellipsis
+
+
+def test_a_text_of_few_lines_has_no_shape() -> None:
+    columns = score(["One.\nTwo.\n\nThree.\nFour.\n", "一。\n二。\n三。\n四。\n五。"])
+
+    for name in ("short_line_share", "terminated_line_share", "ellipsis_line_share"):
+        assert columns.missing[name].tolist() == [Missing.TOO_SHORT, Missing.PRESENT]
 
 
 def test_every_signal_is_filled_for_every_document() -> None:
