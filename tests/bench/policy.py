@@ -67,7 +67,8 @@ def main() -> None:
             "dropped_by_kind": dropped,
             "passages_by_kind": {kind: count.total() for kind, count in kinds.items()},
             "rules_by_kind": {
-                kind: {rule: n / kinds[kind].total() for rule, n in rules[language, kind].most_common(6)} for kind in kinds
+                kind: {rule: n / count.total() for rule, n in rules[language, kind].most_common(6)}
+                for kind, count in kinds.items()
             },
         }
     names = sorted({kind for _, kind in counts})

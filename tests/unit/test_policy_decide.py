@@ -55,7 +55,7 @@ def broken_rules(
     ignore: frozenset[str],
 ) -> list[tuple[Label, Reason]]:
     """One document, one rule at a time, as a person would read the policy."""
-    found = []
+    found: list[tuple[Label, Reason]] = []
     for rule in policy.rules:
         if rule.signal in ignore or (rule.languages and language not in rule.languages):
             continue

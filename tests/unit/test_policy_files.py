@@ -43,8 +43,8 @@ def test_reads_every_field() -> None:
     assert not policy.index_dropped
     assert policy.signals == {"toxicity", "characters"}
     english, chinese, short = policy.rules
-    assert (english.id, english.threshold, english.languages) == ("toxic", 0.9, {"en"})
-    assert (chinese.id, chinese.threshold, chinese.languages) == ("toxic", 0.8, {"zh"})
+    assert (english.id, english.threshold, english.languages) == ("toxic", 0.9, frozenset({"en"}))
+    assert (chinese.id, chinese.threshold, chinese.languages) == ("toxic", 0.8, frozenset({"zh"}))
     assert english.missing[Missing.TOO_SHORT] == Label.DROP
     assert short.label == Label.REVIEW
     assert short.missing[Missing.TOO_SHORT] == Label.KEEP
