@@ -7,7 +7,8 @@ The steps of `train_perplexity`:
 2. Choose the vocabulary from word counts; write token lines; run lmplz and build_binary.
 3. Reference quantiles: the sources are dealt into folds; a model trained without a fold
    scores that fold's text, cut to several lengths. So the reference is clean text of
-   *unseen* sources, and a percentile of 50 is what a new clean source may expect.
+   *unseen* sources, and a percentile of 50 is what a new clean source may expect. A source
+   that is far from all others is held out by document instead.
 
 This module knows lmplz by its command line only.
 """
@@ -44,6 +45,11 @@ CUT_CHARACTERS: Final = (40, 60, 90, 130, 200, 300, 450, 700, 1000, 1500, 2200, 
 _BATCH_BYTES = 4 << 20
 _REFERENCE_TEXTS_PER_SOURCE = 150
 _FOLDS = 4
+_ALONE_LOG10 = 0.4
+"""A source this far above the others when unseen is the only one of its kind (script, age, subject).
+
+It is then held out by document: the shipped model knows its kind, and one without it says nothing about that.
+"""
 _LONGEST_WORD = 24
 _HAN_BLOCK = range(0x4E00, 0xA000)
 
@@ -63,8 +69,6 @@ class Recipe:
         domain_shares: domain → factor on `source_characters`, and on its sources' weight in the reference.
         han: every character of the basic Han block is a token, seen or not, and traditional characters
             are read as simplified ones.
-        alone: sources without another of their script or age. For the reference they are held out by
-            document, not as a whole: the shipped model knows their kind, and one trained without does not.
     """
 
     order: int = 3
@@ -75,11 +79,10 @@ class Recipe:
     source_characters: int = 4_000_000
     domain_shares: Mapping[str, float] = field(default_factory=dict)
     han: bool = False
-    alone: tuple[str, ...] = ()
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
-    "en": Recipe(alone=("nltk_shakespeare",)),
+    "en": Recipe(),
     "zh": Recipe(
         prune=(0, 3, 6),
         words=12_000,
@@ -88,7 +91,6 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         source_characters=5_000_000,
         domain_shares={"legal": 0.6, "classical_chinese": 0.3},
         han=True,
-        alone=("niutrans_classical",),
     ),
 }
 
@@ -104,6 +106,7 @@ class SourceReport:
         characters: characters taken.
         held_out_perplexity: median perplexity of its texts of about 1,000 characters under a model trained
             without it; NaN where there was no such text.
+        by_document: that model was trained without half of its documents only, for want of another of its kind.
     """
 
     source: str
@@ -111,6 +114,7 @@ class SourceReport:
     documents: int
     characters: int
     held_out_perplexity: float
+    by_document: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,21 +190,7 @@ def train_perplexity(
     folder.mkdir(parents=True, exist_ok=True)
     fit = _Fitter(lmplz, build_binary, recipe, language)
 
-    samples: list[_Sample] = []
-    folds = [sources[at::_FOLDS] for at in range(min(_FOLDS, len(sources)))]
-    for at, held_out in enumerate(folds if len(folds) > 1 else []):
-        progress(f"reference fold {at + 1} of {len(folds)}: {', '.join(source.name for source in held_out)}")
-        with tempfile.TemporaryDirectory(dir=output) as scratch:
-            place = Path(scratch) / "fold" / "0"
-            place.mkdir(parents=True)
-            alone = [source for source in held_out if source.name in recipe.alone]
-            rest = [source for source in sources if source not in held_out]
-            fit([*rest, *(replace(source, texts=source.texts[::2]) for source in alone)], place)
-            model = PerplexityModel(fit.write(Path(scratch), "fold", "0"))
-            for source in held_out:
-                unseen = replace(source, texts=source.texts[1::2]) if source in alone else source
-                samples += _held_out_samples(model, unseen, recipe.domain_shares.get(source.domain, 1.0), seed)
-
+    samples = _reference_samples(fit, sources, seed, output, progress)
     progress(f"training on {len(sources)} sources")
     result = fit(sources, folder)
     tables = {KIND: {"minimum_tokens": MINIMUM_TOKENS, "order": recipe.order, **_reference_table(samples)}}
@@ -213,7 +203,8 @@ def train_perplexity(
                 source.licence,
                 len(source.texts),
                 sum(map(len, source.texts)),
-                _median_perplexity([sample for sample in samples if sample.source == source.name]),
+                10.0 ** _median([sample for sample in samples if sample.source == source.name]),
+                any(sample.by_document for sample in samples if sample.source == source.name),
             )
             for source in sorted(sources, key=lambda source: source.name)
         ),
@@ -225,6 +216,45 @@ def train_perplexity(
     card = _card(report, language, recipe, seed, sorted(exclude_sources), measured)
     (folder / "CARD.md").write_text(card, encoding="utf-8")
     return report
+
+
+def _reference_samples(
+    fit: _Fitter, sources: Sequence[_Source], seed: int, scratch_root: Path, progress: Callable[[str], None]
+) -> list[_Sample]:
+    """Scores every source by a model trained without it; none where there is one source only."""
+
+    def held_out(parts: Sequence[_Source], known: Sequence[_Source], unseen: Sequence[_Source]) -> list[_Sample]:
+        with tempfile.TemporaryDirectory(dir=scratch_root) as scratch:
+            place = Path(scratch) / "fold" / "0"
+            place.mkdir(parents=True)
+            fit([*known, *parts], place)
+            model = PerplexityModel(fit.write(Path(scratch), "fold", "0"))
+            return [sample for source in unseen for sample in _held_out_samples(model, source, fit.recipe, seed)]
+
+    if len(sources) == 1:
+        return []
+    samples: list[_Sample] = []
+    folds = [sources[at::_FOLDS] for at in range(min(_FOLDS, len(sources)))]
+    for at, fold in enumerate(folds, 1):
+        progress(f"reference fold {at} of {len(folds)}: {', '.join(source.name for source in fold)}")
+        names = {source.name for source in fold}
+        samples += held_out([], [source for source in sources if source.name not in names], fold)
+
+    medians = {
+        source.name: _median([sample for sample in samples if sample.source == source.name]) for source in sources
+    }
+    usual = float(np.nanmedian(list(medians.values())))
+    alone = [source for source in sources if medians[source.name] > usual + _ALONE_LOG10]
+    if alone:
+        progress(f"reference by document: {', '.join(source.name for source in alone)}")
+        names = {source.name for source in alone}
+        samples = [sample for sample in samples if sample.source not in names]
+        samples += held_out(
+            [replace(source, texts=source.texts[::2]) for source in alone],
+            [source for source in sources if source.name not in names],
+            [replace(source, texts=source.texts[1::2]) for source in alone],
+        )
+    return [replace(sample, by_document=sample.source in {source.name for source in alone}) for sample in samples]
 
 
 def find_programs(lmplz: Path | None = None) -> tuple[Path, Path]:
@@ -294,11 +324,11 @@ class _Fitter:
     def __init__(self, lmplz: Path, build_binary: Path, recipe: Recipe, language: str) -> None:
         self._lmplz = lmplz
         self._build_binary = build_binary
-        self._recipe = recipe
+        self.recipe = recipe
         self._language = language
 
     def __call__(self, sources: Sequence[_Source], folder: Path) -> _Fit:
-        recipe = self._recipe
+        recipe = self.recipe
         texts = [text for source in sources for text in source.texts]
         entries = choose_vocabulary(texts, recipe)
         (folder / f"{self._language}.vocabulary").write_bytes("".join(f"{entry}\n" for entry in entries).encode())
@@ -457,9 +487,11 @@ class _Sample:
     characters: int
     log10_perplexity: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    by_document: bool = False
 
 
-def _held_out_samples(model: PerplexityModel, source: _Source, weight: float, seed: int) -> list[_Sample]:
+def _held_out_samples(model: PerplexityModel, source: _Source, recipe: Recipe, seed: int) -> list[_Sample]:
+    weight = recipe.domain_shares.get(source.domain, 1.0)
     texts = _long_texts(source.texts, CUT_CHARACTERS[-1], _REFERENCE_TEXTS_PER_SOURCE, seed)
     samples: list[_Sample] = []
     for characters in CUT_CHARACTERS:
@@ -515,10 +547,11 @@ def _weighted_quantiles(
     return np.interp(shares, cumulative / weights.sum(), values[order])
 
 
-def _median_perplexity(samples: Sequence[_Sample]) -> float:
+def _median(samples: Sequence[_Sample]) -> float:
+    """Median log10 perplexity of texts of about 1,000 characters; NaN without any."""
     values = [sample.log10_perplexity for sample in samples if sample.characters == 1000]
     joined = np.concatenate(values) if values else np.empty(0)
-    return float(10.0 ** np.median(joined)) if joined.size else float("nan")
+    return float(np.median(joined)) if joined.size else float("nan")
 
 
 def _card(
@@ -528,7 +561,8 @@ def _card(
         f"{order}-grams seen {count} times or less" for order, count in enumerate(recipe.prune, 1) if count
     )
     counts = ", ".join(f"{count:,} {order}-grams" for order, count in enumerate(report.ngrams, 1))
-    alone = f"; of {', '.join(recipe.alone)} without half of the documents only" if recipe.alone else ""
+    by_document = [source.source for source in report.sources if source.by_document]
+    alone = f"; of {', '.join(by_document)} without half of the documents only" if by_document else ""
     shares = "".join(f"; {share:g} of that for {domain}" for domain, share in recipe.domain_shares.items())
     rows = "\n".join(
         f"| {source.source} | {source.licence} | {source.documents:,} | {source.characters:,} "
