@@ -28,7 +28,7 @@ GRAPH_ROLE = "graph"
 GRAPH_INPUTS = ("ngrams", "row_block", "block_ngrams", "window_first", "window_second")
 GRAPH_OUTPUT = "probability"
 
-_CHECK_TEXT = "Every n-gram keeps its number. 每个片段的编号不变。"
+_CHECK_TEXT = "Every n-gram keeps its number, every one. 每个片段的编号不变，每个都不变。"
 _SHOWN_DIGITS = 16
 
 

@@ -68,13 +68,14 @@ class Ngrams:
 
     A document with w words has ceil(w / block_words) blocks. A document of one block
     is one window; otherwise each two neighbouring blocks are a window. An n-gram of words
-    belongs to the block in which it ends.
+    belongs to the block in which it ends. A block holds each id once: what repeats within
+    a few words says nothing more, and would outweigh everything else.
 
     Attributes:
-        ids: int32[rows, ROW_WIDTH]; n-gram ids. A block starts a new row and fills its last
+        ids: int32[rows, ROW_WIDTH]; n-gram ids in the order of the text. A block starts a new row and fills its last
             one up with `NgramShape.padding`.
         row_block: int64[rows]; the block of each row, never decreasing.
-        block_ngrams: int64[blocks]; n-grams of each block.
+        block_ngrams: int64[blocks]; different ids of each block.
         block_offsets: int64[m + 1]; the i-th document asked for owns the blocks from
             `block_offsets[i]` up to and without `block_offsets[i + 1]`; none if it has no word.
         window_first: int64[windows]; first block of each window.
@@ -111,24 +112,24 @@ def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShap
     np.cumsum(blocks, out=block_offsets[1:])
     window_offsets = np.zeros(documents.size + 1, dtype=np.int64)
     np.cumsum(windows, out=window_offsets[1:])
+    most_rows, most_ngrams = _count(
+        batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes, sizes, shape.block_words
+    )
+    # Pages of rows that repeats leave over are never touched, so they cost no memory.
+    ids = np.empty((int(most_rows), ROW_WIDTH), dtype=np.int32)
     block_ngrams = np.empty(int(block_offsets[-1]), dtype=np.int64)
-    _count(
-        batch.word_start, batch.word_end, batch.word_offsets, documents,
-        shape.word_sizes, sizes, shape.block_words, block_ngrams,
-    )  # fmt: skip
-    rows = -(-block_ngrams // ROW_WIDTH)
-    ids = np.empty((int(rows.sum()), ROW_WIDTH), dtype=np.int32)
     window_first = np.empty(int(window_offsets[-1]), dtype=np.int64)
     window_second = np.empty_like(window_first)
     window_start = np.empty_like(window_first)
     window_end = np.empty_like(window_first)
     _hash(
         batch.folded, batch.word_start, batch.word_end, batch.word_hash, batch.word_offsets, documents,
-        shape.word_sizes, sizes, shape.bits, shape.block_words, ids.reshape(-1),
+        shape.word_sizes, sizes, shape.bits, shape.block_words, int(most_ngrams), ids.reshape(-1), block_ngrams,
         window_first, window_second, window_start, window_end,
     )  # fmt: skip
+    rows = -(-block_ngrams // ROW_WIDTH)
     return Ngrams(
-        ids=ids,
+        ids=ids[: int(rows.sum())],
         row_block=np.repeat(np.arange(block_ngrams.size, dtype=np.int64), rows),
         block_ngrams=block_ngrams,
         block_offsets=block_offsets,
@@ -149,9 +150,10 @@ def _count(
     word_sizes: int,
     character_sizes: NDArray[np.int64],
     block_words: int,
-    block_ngrams: NDArray[np.int64],
-) -> None:
-    block = 0
+) -> tuple[np.int64, np.int64]:
+    """Rows of all blocks, and n-grams of the largest one, repeats included."""
+    rows = np.int64(0)
+    most = np.int64(0)
     for document in documents:
         first = word_offsets[document]
         last = word_offsets[document + 1]
@@ -163,8 +165,9 @@ def _count(
                 for size in character_sizes:
                     if size < marked:
                         ngrams += marked - size + 1
-            block_ngrams[block] = ngrams
-            block += 1
+            rows += (ngrams + ROW_WIDTH - 1) // ROW_WIDTH
+            most = max(most, ngrams)
+    return rows, most
 
 
 @njit(cache=True, nogil=True)
@@ -179,7 +182,9 @@ def _hash(
     character_sizes: NDArray[np.int64],
     bits: int,
     block_words: int,
+    most_ngrams: int,
     ids: NDArray[np.int32],
+    block_ngrams: NDArray[np.int64],
     window_first: NDArray[np.int64],
     window_second: NDArray[np.int64],
     window_start: NDArray[np.int64],
@@ -195,6 +200,12 @@ def _hash(
     power = np.ones(LONGEST_WORD + 3, dtype=np.uint64)
     for i in range(1, power.size):
         power[i] = power[i - 1] * _CHARACTER_PRIME
+    # Ids of the current block, in open addressing; a slot is free unless it bears the block's number.
+    slots = np.int64(16)
+    while slots < 2 * most_ngrams:
+        slots *= 2
+    slot_id = np.empty(slots, dtype=np.int32)
+    slot_block = np.full(slots, -1, dtype=np.int64)
     out = 0
     block = 0
     window = 0
@@ -202,13 +213,13 @@ def _hash(
         first = word_offsets[document]
         last = word_offsets[document + 1]
         for start in range(first, last, block_words):
+            begin = out
             stop = min(start + block_words, last)
             for word in range(start, stop):
                 value = np.uint64(0)
                 for back in range(min(word - first + 1, word_sizes)):
                     value = mix64(value * _WORD_PRIME + word_hash[word - back])
-                    ids[out] = np.int32(value & mask)
-                    out += 1
+                    out = _add(np.int32(value & mask), block, slot_id, slot_block, ids, out)
                 characters = min(word_end[word] - word_start[word], LONGEST_WORD)
                 marked = characters + 2
                 prefix[1] = _WORD_FRONT
@@ -219,8 +230,8 @@ def _hash(
                     if size < marked:
                         for i in range(marked - size + 1):
                             value = prefix[i + size] - prefix[i] * power[size] + np.uint64(size)
-                            ids[out] = np.int32(mix64(value) & mask)
-                            out += 1
+                            out = _add(np.int32(mix64(value) & mask), block, slot_id, slot_block, ids, out)
+            block_ngrams[block] = out - begin
             while out % ROW_WIDTH != 0:
                 ids[out] = padding
                 out += 1
@@ -238,3 +249,26 @@ def _hash(
             block += 1
         if last > first:
             window += 1
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add(
+    value: np.int32,
+    block: int,
+    slot_id: NDArray[np.int32],
+    slot_block: NDArray[np.int64],
+    ids: NDArray[np.int32],
+    out: int,
+) -> int:
+    """Writes an id that the block does not hold yet; returns where the next one goes."""
+    last = slot_id.size - 1
+    # Ids are low bits of a hash already.
+    slot = value & last
+    while slot_block[slot] == block:
+        if slot_id[slot] == value:
+            return out
+        slot = (slot + 1) & last
+    slot_block[slot] = block
+    slot_id[slot] = value
+    ids[out] = value
+    return out + 1

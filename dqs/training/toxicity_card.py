@@ -54,9 +54,10 @@ def model_card(
         "below define them. DQS uses it to find text that a training corpus should not hold.",
         "## How it works",
         f"N-grams of 1 to {shape.word_sizes} words (a character of a script without spaces is a word){inside}, hashed "
-        f"to {1 << shape.bits:,} numbers; logistic regression on their counts over the root of their sum. A document "
-        f"of more than {2 * shape.block_words} words is scored in windows of {shape.block_words + 1} to "
-        f"{2 * shape.block_words} words, and its worst window counts.",
+        f"to {1 << shape.bits:,} numbers; what repeats within {shape.block_words} words counts once. Logistic "
+        "regression on the counts over the root of their sum. A document of more than "
+        f"{2 * shape.block_words} words is scored in windows of {shape.block_words + 1} to {2 * shape.block_words} "
+        "words, and its worst window counts.",
         f"The recommended threshold is **{threshold:g}**. The probability assumes that {toxic_share:.0%} of the texts "
         f"are toxic, and that of the others {clean_share:.0%} are clean prose and {1 - clean_share:.0%} rough but "
         "harmless posts. Where a share b of your text is toxic, multiply the odds p / (1 - p) by "
