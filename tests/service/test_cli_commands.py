@@ -147,17 +147,18 @@ def test_a_terminal_gets_a_bar_and_data_stay_apart(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "dqs.cli", "score", str(SAMPLES / "chinese.jsonl"), "-o", "-", "--no-dedup"]
     env = {**environment(tmp_path), "TERM": "xterm", "COLUMNS": "100"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=follower) as process:
-        os.close(follower)
-        assert process.stdout is not None
-        lines = process.stdout.read().splitlines()
-        shown = b""
-        while True:
-            try:
-                shown += os.read(leader, 65536)
-            except OSError:  # the other end is closed
-                break
+    with (tmp_path / "out.jsonl").open("wb") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=out, stderr=follower)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
     os.close(leader)
+    assert process.wait(WAIT_S) == 0
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
     assert len(lines) == 30
     assert all(line.startswith(b'{"id": "zh-') for line in lines)
     assert b"scoring" in shown
