@@ -42,6 +42,9 @@ def perplexity(
     name: Name = None,
     version: Version = "1",
     lmplz: Annotated[Path | None, typer.Option(help="KenLM's lmplz, with build_binary beside it.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="JSON of tests.bench.perplexity, to stand in the model's card.")
+    ] = None,
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
@@ -56,6 +59,7 @@ def perplexity(
         exclude_sources=exclude_source or (),
         seed=seed,
         lmplz=lmplz,
+        figures=figures,
         name=name,
         version=version,
         progress=_say,
