@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes the default models again, from the rows that may be shipped, with a fixed seed.
+#
+#   BIN=.venv/bin DATA=../shared/data .ci/train-models.sh [OUTPUT]
+#
+# Needs lmplz on the PATH (`make kenlm-tools`). The cards of the perplexity models carry the figures of
+# `make bench` where .cache/bench/perplexity.json holds them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=${BIN:-.venv/bin}
+data=${DATA:-../shared/data}
+output=${1:-models}
+if [ ! -d "$data" ]; then
+  echo "The training data is not at $data: set DQS_SHARED to the folder that holds data/." >&2
+  exit 2
+fi
+figures=()
+if [ -f .cache/bench/perplexity.json ]; then
+  figures=(--figures .cache/bench/perplexity.json)
+fi
+for language in en zh; do
+  rm -rf "$output/perplexity-$language/1" "$output/toxicity-$language/1"
+  "$bin/dqs" train perplexity --data "$data" --language "$language" --output "$output" "${figures[@]}"
+  "$bin/dqs" train toxicity --data "$data" --language "$language" --output "$output"
+done
+"$bin/dqs" models verify --models "$output"
