@@ -18,9 +18,13 @@ figures=()
 if [ -f .cache/bench/perplexity.json ]; then
   figures=(--figures .cache/bench/perplexity.json)
 fi
+# A run that fails leaves the models that are there alone.
+fresh=$(mktemp -d)
+trap 'rm -rf "$fresh"' EXIT
 for language in en zh; do
-  rm -rf "$output/perplexity-$language/1" "$output/toxicity-$language/1"
-  "$bin/dqs" train perplexity --data "$data" --language "$language" --output "$output" "${figures[@]}"
-  "$bin/dqs" train toxicity --data "$data" --language "$language" --output "$output"
+  "$bin/dqs" train perplexity --data "$data" --language "$language" --output "$fresh" "${figures[@]}"
+  "$bin/dqs" train toxicity --data "$data" --language "$language" --output "$fresh"
 done
+mkdir -p "$output"
+cp -r "$fresh"/. "$output"/
 "$bin/dqs" models verify --models "$output"
