@@ -569,6 +569,7 @@ def _card(
         f"| {'' if np.isnan(source.held_out_perplexity) else format(source.held_out_perplexity, '.0f')} |"
         for source in report.sources
     )
+    ngrams = f"{report.tokens:,} tokens in training; {counts}" + (f";\n  left out: {pruned}." if pruned else ".")
     left_out = f" Left out on request: {', '.join(excluded)}." if excluded else ""
     weights = [f"{domain} {share:g}" for domain, share in recipe.domain_shares.items()]
     same_weight = f"same weight ({', '.join(weights)})" if weights else "same weight"
@@ -587,7 +588,7 @@ An interpolated Kneser-Ney {recipe.order}-gram model ({language}), made by `dqs 
 It answers how unusual a text looks beside ordinary edited text of its language.
 
 * Normaliser `dqs`: NFKC, lower case; words, pieces of unknown words, characters, bytes (`dqs/text/vocabulary.py`).
-* {report.tokens:,} tokens in training; {counts}; left out: {pruned or "nothing"}.
+* {ngrams}
 * KenLM probing table, {report.file_bytes / 1e6:.1f} MB. Seed {seed}.{left_out}
 * At most {recipe.source_characters:,} characters of one source{shares}.
 
@@ -595,8 +596,8 @@ It answers how unusual a text looks beside ordinary edited text of its language.
 
 Held-out perplexity is the median over texts of about 1,000 characters, by a model trained without that source
 and others of its fold{alone}.
-The reference of the percentiles consists of these scores, every source with the {same_weight}:
-50 is what a clean source that the model has never seen may expect.
+The reference of the percentiles consists of these scores,
+every source with the {same_weight}: 50 is what a clean source that the model has never seen may expect.
 
 | source | licence as stated | documents | characters | held-out perplexity |
 |---|---|---:|---:|---:|
@@ -617,14 +618,14 @@ def _measured(path: Path, language: str) -> str:
     """The card's section of figures from models that never saw the sources they are measured on."""
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
-        own = figures[language]
+        own = figures["languages"][language]
         kinds = "\n".join(
             f"| {kind} | {row['pairs']} | {row['worse']:.1%} "
             f"| {row['median_clean']:.0f} | {row['median_corrupted']:.0f} "
             f"| {row['above']['95']:.1%} | {row['above']['99']:.1%} |"
             for kind, row in own["corruptions"].items()
         )
-        cuts = "; ".join(f"{cut} characters {median:.1f}" for cut, median in own["percentile_medians"].items())
+        cuts = "; ".join(f"{cut}: {median:.1f}" for cut, median in own["percentile_medians"].items())
         above = own["clean_above"]
         date, folds = figures["date"], figures["folds"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -640,6 +641,7 @@ corrupted twin has the higher perplexity; then medians of both, and the share of
 {kinds}
 | clean twins | | | | | {above["95"]:.1%} | {above["99"]:.1%} |
 
-Median percentile of clean text of unseen sources by length: {cuts}.
+Median percentile of clean text of unseen sources by length in characters:
+{cuts}.
 Number tables, logs and repeated or cut text look usual to an n-gram model: other signals must find them.
 """

@@ -1,6 +1,6 @@
 """Quality figures of perplexity, from models that have never seen the sources they are measured on.
 
-    python -m tests.bench.perplexity --data DIR [--folds 3] [--language en --language zh] [--json FILE]
+    python -m tests.bench.perplexity --data DIR [--folds 3] [--language en --language zh]
 
 Needs lmplz (`make kenlm-tools`). The sources are dealt into folds; for each fold a model is
 trained without its sources and measured on them, so every source is left out once.
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import json
-import platform
 import sys
 import tempfile
 from collections import defaultdict
@@ -31,6 +29,7 @@ from dqs.scorer import ScoreColumns
 from dqs.scorers.perplexity import PerplexityScorer
 from dqs.text import TextBatch
 from dqs.training.perplexity import train_perplexity
+from tests.bench.report import emit, show
 
 ASKED_KINDS = ("word_shuffle", "random_chars", "ocr_noise", "mojibake", "base64_blob")
 CUTS = (100, 300, 1000, 3000)
@@ -152,27 +151,35 @@ def _median(parts: Sequence[NDArray[np.float64]]) -> float:
     return float(np.nanmedian(np.concatenate(parts)))
 
 
-def show(language: str, figures: dict[str, Any]) -> None:
+def show_language(language: str, figures: dict[str, Any]) -> None:
     """Prints the tables of one language."""
-    print(f"\n{language}: share of pairs in which the corrupted twin is worse; share of texts above a percentile")
-    above = "".join(f"{f'> {threshold}':>8}" for threshold in THRESHOLDS)
-    print(f"{'kind':<26}{'pairs':>6}{'worse':>8}{'by pct.':>8}{'clean':>8}{'bad':>9}{above}")
-    for kind, row in sorted(figures["corruptions"].items(), key=lambda item: item[0] not in ASKED_KINDS):
-        mark = "*" if kind in ASKED_KINDS else " "
-        shares = "".join(f"{row['above'][str(threshold)]:8.3f}" for threshold in THRESHOLDS)
-        print(
-            f"{mark}{kind:<25}{row['pairs']:>6}{row['worse']:>8.3f}{row['worse_percentile']:>8.3f}"
-            f"{row['median_clean']:>8.0f}{row['median_corrupted']:>9.0f}{shares}"
-        )
-    shares = "".join(f"{figures['clean_above'][str(threshold)]:8.3f}" for threshold in THRESHOLDS)
-    print(f" {'clean twins':<64}{shares}")
-    print(f"\n{language}: median percentile of clean text of left-out sources, by cut in characters")
-    print(f"{'source':<26}" + "".join(f"{cut:>8}" for cut in CUTS) + f"{'spread':>8}")
-    rows = {"all": figures["percentile_medians"], **figures["percentile_medians_per_source"]}
-    for source, medians in rows.items():
-        spread = max(medians.values()) - min(medians.values())
-        print(f"{source:<26}" + "".join(f"{medians[cut]:8.1f}" for cut in CUTS) + f"{spread:8.1f}")
-    print(f"missing per cut: {figures['missing_per_cut']}")
+    rows: list[list[Any]] = [
+        [
+            kind + (" *" if kind in ASKED_KINDS else ""),
+            row["pairs"],
+            *(f"{row[name]:.3f}" for name in ("worse", "worse_percentile")),
+            *(f"{row[name]:.0f}" for name in ("median_clean", "median_corrupted")),
+            *(f"{row['above'][str(threshold)]:.3f}" for threshold in THRESHOLDS),
+        ]
+        for kind, row in sorted(figures["corruptions"].items(), key=lambda item: item[0] not in ASKED_KINDS)
+    ]
+    above = [f"{figures['clean_above'][str(threshold)]:.3f}" for threshold in THRESHOLDS]
+    rows.append(["clean twins", "", "", "", "", "", *above])
+    show(
+        f"{language}: corrupted twin worse, by perplexity, by percentile (* asked for: 0.97); shares above a percentile",
+        ["kind", "pairs", "worse", "by pct.", "clean", "corrupted", *(f"> {threshold}" for threshold in THRESHOLDS)],
+        rows,
+    )
+    sources = {"all": figures["percentile_medians"], **figures["percentile_medians_per_source"]}
+    show(
+        f"{language}: median percentile of clean text of left-out sources, by cut in characters; missing: "
+        f"{sum(figures['missing_per_cut'].values())}",
+        ["source", *map(str, CUTS), "spread"],
+        [
+            [source, *(f"{medians[cut]:.1f}" for cut in CUTS), f"{max(medians.values()) - min(medians.values()):.1f}"]
+            for source, medians in sources.items()
+        ],
+    )
 
 
 def main() -> None:
@@ -181,21 +188,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the parquet files")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=20_261_121)
-    parser.add_argument("--language", action="append", choices=["en", "zh"])
-    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument("--language", action="append", choices=["en", "zh"], help="both by default")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "folds": arguments.folds,
-        "seed": arguments.seed,
-    }
+    languages: dict[str, Any] = {}
     for language in arguments.language or ["en", "zh"]:
-        figures[language] = measure(arguments.data, language, arguments.folds, arguments.seed)
-        show(language, figures[language])
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        languages[language] = measure(arguments.data, language, arguments.folds, arguments.seed)
+        show_language(language, languages[language])
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    emit("perplexity", {"date": date, "folds": arguments.folds, "seed": arguments.seed, "languages": languages})
 
 
 if __name__ == "__main__":
