@@ -180,10 +180,11 @@ def train_perplexity(
         progress: is told what is being done, one line each.
 
     Raises:
-        ConfigError: lmplz is missing or failed, or the data do not fit.
+        ConfigError: lmplz is missing or failed, or the data or the figures do not fit.
     """
     lmplz, build_binary = find_programs(lmplz)
     recipe = recipe or RECIPES.get(language, Recipe())
+    measured = _measured(figures, language) if figures is not None else ""
     sources = _read(data, language, frozenset(exclude_sources), recipe, seed)
     name = name or f"perplexity-{language}"
     folder = output / name / version
@@ -212,7 +213,6 @@ def train_perplexity(
         ngrams=result.ngrams,
         file_bytes=model_folder.file(LANGUAGE_MODEL).stat().st_size,
     )
-    measured = _measured(figures, language) if figures is not None else ""
     card = _card(report, language, recipe, seed, sorted(exclude_sources), measured)
     (folder / "CARD.md").write_text(card, encoding="utf-8")
     return report

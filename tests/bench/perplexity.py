@@ -166,7 +166,7 @@ def show_language(language: str, figures: dict[str, Any]) -> None:
     above = [f"{figures['clean_above'][str(threshold)]:.3f}" for threshold in THRESHOLDS]
     rows.append(["clean twins", "", "", "", "", "", *above])
     show(
-        f"{language}: corrupted twin worse, by perplexity, by percentile (* asked for: 0.97); shares above a percentile",
+        f"{language}: corrupted twin worse, by perplexity, by percentile (* asked: 0.97); shares above a percentile",
         ["kind", "pairs", "worse", "by pct.", "clean", "corrupted", *(f"> {threshold}" for threshold in THRESHOLDS)],
         rows,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path, programs: Path) -> Non
     refuses("no source nowhere", exclude_sources=["nowhere"])
     refuses("holds no text", exclude_sources=[f"source_{at}" for at in range(4)])
     refuses("lmplz failed: no space left")
+    figures = tmp_path / "figures.json"
+    figures.write_text('{"languages": {"zh": {}}}', encoding="utf-8")
+    refuses("no figures for en", figures=figures)
 
 
 def test_vocabulary_is_chosen_by_count_and_without_blanks() -> None:
@@ -106,8 +110,15 @@ def test_vocabulary_is_chosen_by_count_and_without_blanks() -> None:
 def test_a_small_training(tmp_path: Path, language: str) -> None:
     data = write(tmp_path, language, rows(language))
     recipe = Recipe(prune=(0, 1, 1), words=200, word_count=2, pieces=50)
+    above = {"95": 0.1, "99": 0.05}
+    row = {"pairs": 7, "worse": 0.985, "median_clean": 30.0, "median_corrupted": 90.0, "above": above}
+    measured = {"corruptions": {"ocr_noise": row}, "percentile_medians": {"100": 51.0}, "clean_above": above}
+    figures = tmp_path / "figures.json"
+    figures.write_text(
+        json.dumps({"date": "2026-11-21", "folds": 3, "languages": {language: measured}}), encoding="utf-8"
+    )
     reports = [
-        train_perplexity(data, tmp_path / place, language, exclude_sources=["source_0"], recipe=recipe)
+        train_perplexity(data, tmp_path / place, language, exclude_sources=["source_0"], recipe=recipe, figures=figures)
         for place in ("one", "two")
     ]
     first, second = (report.model for report in reports)
@@ -118,6 +129,7 @@ def test_a_small_training(tmp_path: Path, language: str) -> None:
     card = (first.path / "CARD.md").read_text(encoding="utf-8")
     assert "source_1" in card
     assert "CC0-1.0" in card
+    assert "| ocr_noise | 7 | 98.5% | 30 | 90 | 10.0% | 5.0% |" in card
     assert "source_0" not in first.training_data
 
     clean = rows(language)["text"][0]
