@@ -570,6 +570,9 @@ def _card(
         for source in report.sources
     )
     ngrams = f"{report.tokens:,} tokens in training; {counts}" + (f";\n  left out: {pruned}." if pruned else ".")
+    simplified = (
+        "* Traditional characters are read as simplified ones, by OpenCC's table (Apache-2.0).\n" if recipe.han else ""
+    )
     left_out = f" Left out on request: {', '.join(excluded)}." if excluded else ""
     weights = [f"{domain} {share:g}" for domain, share in recipe.domain_shares.items()]
     same_weight = f"same weight ({', '.join(weights)})" if weights else "same weight"
@@ -588,7 +591,7 @@ An interpolated Kneser-Ney {recipe.order}-gram model ({language}), made by `dqs 
 It answers how unusual a text looks beside ordinary edited text of its language.
 
 * Normaliser `dqs`: NFKC, lower case; words, pieces of unknown words, characters, bytes (`dqs/text/vocabulary.py`).
-* {ngrams}
+{simplified}* {ngrams}
 * KenLM probing table, {report.file_bytes / 1e6:.1f} MB. Seed {seed}.{left_out}
 * At most {recipe.source_characters:,} characters of one source{shares}.
 
