@@ -97,6 +97,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         penalty=1e-6,
         epochs=10,
         balance=0.0,
+        clean_share=0.8,
         folds_by_source=False,
     ),
 }
