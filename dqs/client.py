@@ -70,7 +70,7 @@ from dqs.errors import (
     RequestError,
     Unavailable,
 )
-from dqs.v1 import decision_pb2, failure_pb2, scoring_pb2, server_info_pb2
+from dqs.v1 import corpus_pb2, decision_pb2, failure_pb2, scoring_pb2, server_info_pb2
 
 DocumentLike: TypeAlias = "Document | str | tuple[str, str | bytes] | Mapping[str, str | bytes]"
 """A document, a text, a pair of id and text, or a mapping with `text` and perhaps `id`, `language`, `source`.
@@ -79,6 +79,7 @@ A text without an id gets one that no other text has.
 """
 
 _SERVICE = "/dqs.v1.ScoringService"
+_CORPUS_SERVICE = "/dqs.v1.CorpusService"
 _DETAILS_KEY = "grpc-status-details-bin"
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -184,6 +185,7 @@ class Client:
         self._score_stream = self._channel.stream_stream(f"{_SERVICE}/ScoreStream")
         self._score_batch = self._channel.unary_unary(f"{_SERVICE}/ScoreBatch")
         self._get_server_info = self._channel.unary_unary(f"{_SERVICE}/GetServerInfo")
+        self._drop_corpus = self._channel.unary_unary(f"{_CORPUS_SERVICE}/DropCorpus")
         self._limits: server_info_pb2.Limits | None = None
 
     def __enter__(self) -> Self:
@@ -337,6 +339,24 @@ class Client:
         raw = self._call(self._score_batch, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         return list(verdicts(_parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
 
+    def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
+        """Makes the server forget every document of a corpus; this cannot be undone.
+
+        Does nothing where there is no such corpus. What this server is scoring for the
+        corpus is decided or given up first, and forgotten too.
+
+        Args:
+            corpus: name of the corpus; not empty.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: the name is empty or too long, or the server is too old to drop corpora.
+            DqsError: as in the module's table.
+        """
+        request = corpus_pb2.DropCorpusRequest(corpus=corpus)
+        raw = self._call(self._drop_corpus, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
+        _parsed(corpus_pb2.DropCorpusResponse, raw)
+
     def _known_limits(self) -> server_info_pb2.Limits:
         return self._limits or self.info().limits
 
@@ -371,6 +391,7 @@ class AsyncClient:
         self._score_stream = self._channel.stream_stream(f"{_SERVICE}/ScoreStream")
         self._score_batch = self._channel.unary_unary(f"{_SERVICE}/ScoreBatch")
         self._get_server_info = self._channel.unary_unary(f"{_SERVICE}/GetServerInfo")
+        self._drop_corpus = self._channel.unary_unary(f"{_CORPUS_SERVICE}/DropCorpus")
         self._limits: server_info_pb2.Limits | None = None
 
     async def __aenter__(self) -> Self:
@@ -527,6 +548,23 @@ class AsyncClient:
             self._score_batch, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s
         )
         return list(verdicts(_parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
+
+    async def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
+        """Makes the server forget every document of a corpus; see `Client.drop_corpus`.
+
+        Args:
+            corpus: name of the corpus; not empty.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: the name is empty or too long, or the server is too old to drop corpora.
+            DqsError: as in the module's table.
+        """
+        request = corpus_pb2.DropCorpusRequest(corpus=corpus)
+        raw = await self._call(
+            self._drop_corpus, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s
+        )
+        _parsed(corpus_pb2.DropCorpusResponse, raw)
 
     async def _call(
         self, method: Callable[..., Any], request: bytes, retry_s: float, timeout_s: float | None = None

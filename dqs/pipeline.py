@@ -107,9 +107,7 @@ class Results:
             return Verdict(self.ids[i], Label.UNSPECIFIED, policy=self.policy, error=(error.code, error.message))
         codes = {name: int(column[i]) for name, column in self.columns.missing.items()}
         missing = {name: Missing(code) for name, code in codes.items() if code}
-        signals = {
-            name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()
-        }
+        signals = {name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()}
         span = None
         if self.columns.toxicity_span is not None and self.columns.toxicity_span[i, 0] >= 0:
             span = (int(self.columns.toxicity_span[i, 0]), int(self.columns.toxicity_span[i, 1]))
@@ -214,13 +212,13 @@ class Pipeline:
         return Results(ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds)
 
     def drop_corpus(self, corpus: str) -> None:
-        """Forgets every document of a corpus; does nothing if there is none.
+        """Forgets every document of a corpus; does nothing if there is no such corpus.
 
         Raises:
-            IndexUnavailable: the index cannot be reached.
+            IndexUnavailable: the index cannot be reached, or there is none.
+            RequestError: the name is empty or too long.
         """
-        if self._store is not None:
-            self._store.drop_corpus(corpus)
+        self._open_index().drop_corpus(corpus)
 
     def remember(self, documents: Sequence[Document], corpus: str) -> None:
         """Puts documents into a corpus without scoring them, as if they had been kept.

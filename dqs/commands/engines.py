@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import deque
@@ -11,10 +12,13 @@ from typing import Any, Protocol
 
 from dqs.client import Client
 from dqs.data import Document, Label, Verdict
-from dqs.errors import ConfigError, PolicyError
+from dqs.errors import ConfigError, PolicyError, RequestError
 from dqs.pipeline import Pipeline
 from dqs.rows.readers import Rows
 from dqs.rows.table import Answers
+
+_FORGET_TIMEOUT_S = 10.0
+"""Nobody wants to wait longer at the end of a run for a service that is gone."""
 
 
 class Engine(Protocol):
@@ -24,11 +28,14 @@ class Engine(Protocol):
         signals: names of all signals.
         policy: `name@version` of the policy that decides.
         identity: what decides the answers (rules, models), as JSON values.
+        rebuilds: whether `rebuild` makes the private corpus anew; where it does not, a run
+            that is to be continued must leave it standing.
     """
 
     signals: list[str]
     policy: str
     identity: dict[str, Any]
+    rebuilds: bool
 
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
         """Yields every batch with the answers about those of its rows that have no error."""
@@ -60,6 +67,8 @@ class LocalEngine:
     Raises:
         PolicyError: there is no such policy.
     """
+
+    rebuilds = True
 
     def __init__(self, pipeline: Pipeline, policy: str, corpus: str | None, private: bool, language: str) -> None:
         chosen = pipeline.policy(policy)
@@ -118,6 +127,7 @@ class RemoteEngine:
         client: connected to the service.
         policy: name of a policy of the service.
         corpus: to compare with and add to; None for no duplication.
+        private: whether the corpus is this run's own.
         language: hint for rows without a language.
 
     Raises:
@@ -125,7 +135,9 @@ class RemoteEngine:
         Unavailable: the service does not answer.
     """
 
-    def __init__(self, client: Client, policy: str, corpus: str | None, language: str) -> None:
+    rebuilds = False
+
+    def __init__(self, client: Client, policy: str, corpus: str | None, private: bool, language: str) -> None:
         info = client.info()
         found = [entry for entry in info.policies if entry.name == policy]
         if not found:
@@ -140,7 +152,8 @@ class RemoteEngine:
         }
         self._client = client
         self._name = policy
-        self._corpus = corpus
+        self.corpus = corpus
+        self._private = private
         self._language = language
 
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
@@ -153,7 +166,7 @@ class RemoteEngine:
                 yield from rows.documents(self._language)
 
         answered: list[Verdict] = []
-        for verdict in self._client.score(documents(), policy=self._name, corpus=self._corpus):
+        for verdict in self._client.score(documents(), policy=self._name, corpus=self.corpus):
             while waiting and len(answered) == _scorable(waiting[0]):
                 yield waiting.popleft(), Answers.from_verdicts(answered, self.signals)
                 answered = []
@@ -166,10 +179,24 @@ class RemoteEngine:
             answered = []
 
     def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
-        """Does nothing: the corpus lives on in the service, which knows repeated documents by id and text."""
+        """Drops the private corpus where no row is finished; else it stays as it is.
+
+        It has lived on in the service, which knows repeated documents by id and text.
+        """
+        if next(iter(batches), None) is None:
+            self.forget()
 
     def forget(self) -> None:
-        """Does nothing: a service's corpora are its own to drop."""
+        """Drops the private corpus; a service too old for that keeps it.
+
+        Raises:
+            DqsError: the service or its index does not answer.
+        """
+        if self.corpus is None or not self._private:
+            return
+        # The name is ours and well-formed, so a refusal means that the service does not know the call.
+        with contextlib.suppress(RequestError):
+            self._client.drop_corpus(self.corpus, timeout_s=_FORGET_TIMEOUT_S)
 
 
 def _scorable(rows: Rows) -> int:

@@ -37,8 +37,8 @@ def score(
     corpus: Annotated[
         str | None,
         typer.Option(
-            help="Corpus to look for duplicates in and to add to; one for this run alone if left out. "
-            "A service keeps it either way."
+            help="Corpus to look for duplicates in and to add to, kept for later runs; "
+            "if left out, one for this run alone, dropped at its end."
         ),
     ] = None,
     no_dedup: Annotated[bool, typer.Option("--no-dedup", help="Look for no duplicates.")] = False,

@@ -6,6 +6,7 @@ import contextlib
 import queue
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def score_files(request: Request, settings: Settings) -> Summary:
                 manifest = Manifest(run, corpus)
             else:
                 manifest.check_same(run, Path(targets.scores))
+        stack.callback(_forget, engine, manifest)
         return _run(request, settings, sources, targets, engine, manifest)
 
 
@@ -123,17 +125,25 @@ def _open_engine(
 ) -> Engine:
     if request.server is not None:
         client = stack.enter_context(Client(request.server))
-        return RemoteEngine(client, request.policy, corpus, language)
+        return RemoteEngine(client, request.policy, corpus, private, language)
     pipeline = stack.enter_context(build_pipeline(settings, dedup=request.dedup))
-    engine = LocalEngine(pipeline, request.policy, corpus, private, language)
-    stack.callback(_forget, engine)
-    return engine
+    return LocalEngine(pipeline, request.policy, corpus, private, language)
 
 
-def _forget(engine: Engine) -> None:
-    # An index that is gone has nothing left to drop, and the run's own error counts.
-    with contextlib.suppress(DqsError):
+def _forget(engine: Engine, manifest: Manifest | None) -> None:
+    """Drops the private corpus at the end of a run, however it ended, unless `--resume` will need it."""
+    if not engine.rebuilds and manifest is not None and manifest.may_continue:
+        return
+    try:
         engine.forget()
+    except DqsError:
+        # The run's own outcome counts. An index of ours that is gone has nothing left to drop.
+        if isinstance(engine, RemoteEngine):
+            print(
+                f"dqs: the service could not be asked to drop this run's corpus {engine.corpus}; "
+                "do it later with drop_corpus of dqs.Client.",
+                file=sys.stderr,
+            )
 
 
 def _run(
@@ -157,8 +167,9 @@ def _run(
             display.say(f"The run in {targets.scores} is complete; there is nothing to do.")
             display.finish(summary, engine.policy)
             return summary
-        if manifest is not None and manifest.parts:
-            display.say(f"Continuing behind {summary.rows:,} rows in {len(manifest.parts)} parts.")
+        if manifest is not None and manifest.started:
+            if manifest.parts:
+                display.say(f"Continuing behind {summary.rows:,} rows in {len(manifest.parts)} parts.")
             _rebuild(engine, Path(targets.scores), manifest, sources, request.fields, cut)
         with contextlib.ExitStack() as stack:
             outputs: Outputs
@@ -224,6 +235,8 @@ def _rebuild(
     index_dropped = isinstance(engine, LocalEngine) and engine.index_dropped
 
     def finished() -> Generator[tuple[Rows, list[bool]], None, None]:
+        if not manifest.parts:
+            return
         scored = _Rows(read_parts(folder, manifest.parts, ["id", "label", "duplicate_of"]))
         for rows in read_rows(sources, fields, cut):
             if scored.taken == manifest.end.count:

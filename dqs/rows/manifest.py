@@ -62,6 +62,11 @@ class Manifest:
         """The place from which the run continues."""
         return self.parts[-1].end if self.parts else Position()
 
+    @property
+    def may_continue(self) -> bool:
+        """Whether a later run has parts to continue behind and inputs that can be read again."""
+        return bool(self.parts) and not self.complete and self.run.get("inputs") is not None
+
     def summary(self) -> Summary:
         """Counts over all parts."""
         total = Summary()

@@ -82,6 +82,8 @@ class Batcher:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="dqs-score")
         self._groups: dict[Options, _Group] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._scoring: dict[asyncio.Future[list[Piece]], str | None] = {}
+        """Batches in threads, and the corpus of each."""
 
     def submit(self, options: Options, documents: Sequence[Document]) -> asyncio.Future[list[Piece]]:
         """Queues documents; cancel the future to give them up.
@@ -108,6 +110,25 @@ class Batcher:
         entry.pieces = [[] for _ in range(entry.unanswered)]
         self._dispatch()
         return entry.future
+
+    async def settle(self, corpus: str) -> None:
+        """Waits until all that was submitted for a corpus is decided or given up; not for what comes meanwhile.
+
+        Args:
+            corpus: name of the corpus.
+        """
+        waiting = {
+            part.entry.future
+            for options, group in self._groups.items()
+            if options.corpus == corpus
+            for part in group.slices
+        }
+        if waiting:
+            await asyncio.wait(waiting)
+        # Last, because documents that were given up in a thread are decided all the same.
+        scoring = [batch for batch, of in self._scoring.items() if of == corpus]
+        if scoring:
+            await asyncio.wait(scoring)
 
     def close(self) -> None:
         """Ends the scoring threads after what they are scoring; nothing may be submitted any more."""
@@ -192,10 +213,12 @@ class Batcher:
         documents = [document for part in batch for document in part.entry.documents[part.start : part.stop]]
         self._idle -= 1
         scoring = asyncio.get_running_loop().run_in_executor(self._executor, self._score, options, documents)
+        self._scoring[scoring] = options.corpus
         scoring.add_done_callback(lambda done: self._finish(batch, done))
 
     def _finish(self, batch: list[_Slice], scoring: asyncio.Future[list[Piece]]) -> None:
         self._idle += 1
+        del self._scoring[scoring]
         if scoring.cancelled():  # the service is closing
             for part in batch:
                 part.entry.future.cancel()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dqs.data import Document, Missing, Reason
 from dqs.errors import DocumentError, DocumentErrorCode, RequestError
 from dqs.scorer import Direction, Signal
-from dqs.v1 import decision_pb2, scoring_pb2, server_info_pb2
+from dqs.v1 import corpus_pb2, decision_pb2, scoring_pb2, server_info_pb2
 
 if TYPE_CHECKING:
     from dqs.pipeline import Pipeline, Results
@@ -170,8 +170,32 @@ def parse_server_info_request(raw: bytes) -> None:
     _parse(server_info_pb2.GetServerInfoRequest(), raw)
 
 
+def parse_drop_corpus_request(raw: bytes) -> str:
+    """Parses a DropCorpusRequest.
+
+    Args:
+        raw: the encoded message.
+
+    Returns:
+        Name of the corpus.
+
+    Raises:
+        RequestError: it is malformed or names no corpus.
+    """
+    message = corpus_pb2.DropCorpusRequest()
+    _parse(message, raw)
+    if not message.corpus:
+        raise RequestError("The request names no corpus: name the one to drop.", field="corpus")
+    return message.corpus
+
+
 def _parse(
-    message: scoring_pb2.ScoreBatchRequest | scoring_pb2.ScoreStreamRequest | server_info_pb2.GetServerInfoRequest,
+    message: (
+        scoring_pb2.ScoreBatchRequest
+        | scoring_pb2.ScoreStreamRequest
+        | server_info_pb2.GetServerInfoRequest
+        | corpus_pb2.DropCorpusRequest
+    ),
     raw: bytes,
 ) -> None:
     try:

@@ -25,6 +25,8 @@ import dqs
 from dqs.errors import ConfigError
 from dqs.server.batcher import Batcher
 from dqs.server.codec import Encoder, Limits, encode_server_info
+from dqs.server.corpora import SERVICE_NAME as CORPUS_SERVICE_NAME
+from dqs.server.corpora import CorpusServicer
 from dqs.server.servicer import SERVICE_NAME, ScoringServicer
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class ScoringServer:
         )
         self._health = health.aio.HealthServicer()
         self._servicer: ScoringServicer | None = None
+        self._corpora: CorpusServicer | None = None
         self._batcher: Batcher | None = None
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         _check_port(settings.host, settings.port)
@@ -104,15 +107,21 @@ class ScoringServer:
             Encoder(pipeline.signals),
             encode_server_info(pipeline, limits, dqs.__version__),
         )
-        self._server.add_generic_rpc_handlers((self._servicer.handlers(),))
+        self._corpora = CorpusServicer(pipeline, self._batcher)
+        self._server.add_generic_rpc_handlers((self._servicer.handlers(), self._corpora.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names: Sequence[str] = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names: Sequence[str] = (
+            SERVICE_NAME,
+            CORPUS_SERVICE_NAME,
+            health.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+        )
         reflection.enable_server_reflection(names, self._server)
         # What is loaded now stays; looking through it again and again for garbage would be in vain.
         gc.collect()
         gc.freeze()
         await self._server.start()
-        for name in (ANY_SERVICE, SERVICE_NAME):
+        for name in (ANY_SERVICE, SERVICE_NAME, CORPUS_SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace_s: float) -> None:
@@ -127,6 +136,8 @@ class ScoringServer:
         await self._server.stop(grace_s)
         if self._batcher is not None:
             self._batcher.close()
+        if self._corpora is not None:
+            self._corpora.close()
 
 
 def serve(settings: Settings, open_pipeline: Callable[[], AbstractContextManager[Pipeline]]) -> None:

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import grpc
 
-from dqs.errors import DqsError, Overloaded, RequestError, Unavailable
+from dqs.errors import Overloaded, RequestError, Unavailable
 from dqs.server import codec
 from dqs.server.admission import Room
 from dqs.server.batcher import Batcher
 from dqs.server.codec import Encoder, Limits, Options, Piece, Request
-from dqs.server.status import abort, incident
+from dqs.server.status import Context, guarded
 from dqs.v1 import scoring_pb2
 
 SERVICE_NAME: str = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
-
-Answer = TypeVar("Answer")
-Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 class ScoringServicer:
@@ -64,20 +60,20 @@ class ScoringServicer:
 
     async def score_batch(self, raw: bytes, context: Context) -> bytes:
         """Answers a ScoreBatchRequest."""
-        return await _guarded(context, self._score_batch(raw))
+        return await guarded(context, self._score_batch(raw))
 
     async def score_stream(self, _requests: Any, context: Context) -> None:
         """Answers ScoreStreamRequests for as long as they come."""
         stream = _Stream(context, self._limits, self._batcher, self._encoder, self._room)
         self._streams.add(stream)
         try:
-            await _guarded(context, stream.run())
+            await guarded(context, stream.run())
         finally:
             self._streams.discard(stream)
 
     async def get_server_info(self, raw: bytes, context: Context) -> bytes:
         """Answers a GetServerInfoRequest."""
-        return await _guarded(context, self._get_server_info(raw))
+        return await guarded(context, self._get_server_info(raw))
 
     def drain(self) -> None:
         """Lets every stream answer what it has read, and end."""
@@ -216,16 +212,3 @@ class _Stream:
         while self._sequences and (self._sequences[0] == sequence or self._sequences[0] not in self._open):
             self._acknowledged = self._sequences.popleft()
         return self._acknowledged
-
-
-async def _guarded(context: Context, call: Awaitable[Answer]) -> Answer:
-    """Awaits a call and turns what it raises into a status with details."""
-    try:
-        return await call
-    except DqsError as error:
-        failure = error
-    except Exception as error:
-        if context.cancelled():  # the client has gone, and writing to it failed
-            raise asyncio.CancelledError from error
-        failure = incident(error)
-    return await abort(context, failure)

@@ -9,12 +9,13 @@ those may quote a document.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import traceback
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -31,6 +32,9 @@ RETRY_DELAY_MS: Mapping[type[DqsError], int] = MappingProxyType(
 """How long a caller should wait before it tries again; errors not named here are final."""
 _MAX_MESSAGE_CHARACTERS = 1000
 """Trailing metadata has a budget of 8 KiB by default."""
+
+Answer = TypeVar("Answer")
+Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ def rpc_status(error: DqsError) -> status_pb2.Status:
     return status
 
 
-async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: DqsError) -> NoReturn:
+async def abort(context: Context, error: DqsError) -> NoReturn:
     """Ends a call with the status of `error`; never returns normally.
 
     Args:
@@ -98,3 +102,24 @@ async def abort(context: grpc.aio.ServicerContext[bytes, bytes], error: DqsError
         trailing_metadata=((DETAILS_KEY, status.SerializeToString()),),
     )
     raise AssertionError("grpc.aio returned from abort")
+
+
+async def guarded(context: Context, call: Awaitable[Answer]) -> Answer:
+    """Awaits a call and turns what it raises into a status with details.
+
+    Args:
+        context: of the call.
+        call: its work.
+
+    Returns:
+        What `call` returns.
+    """
+    try:
+        return await call
+    except DqsError as error:
+        failure = error
+    except Exception as error:
+        if context.cancelled():  # the client has gone, and writing to it failed
+            raise asyncio.CancelledError from error
+        failure = incident(error)
+    return await abort(context, failure)

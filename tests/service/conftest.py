@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.service.serving import LocalServer, ServerProcess
+from tests.service.serving import LocalServer, Redis, ServerProcess
 
 SMALL_LIMITS = {
     "max_message_bytes": 2 << 20,
@@ -31,3 +31,12 @@ def local() -> Iterator[LocalServer]:
     """A server in this process whose scoring can be held; without models and without an index."""
     with LocalServer(**SMALL_LIMITS) as server:
         yield server
+
+
+@pytest.fixture
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A redis-server without keys."""
+    server = Redis(tmp_path_factory.mktemp("r"))
+    server.start()
+    yield server
+    server.kill()

@@ -6,19 +6,25 @@ import asyncio
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import numpy as np
+import redis
 from numpy.typing import NDArray
 
 from dqs.executors.inline import InlineExecutor
+from dqs.index.embedded import find_binary
+from dqs.index.redis_store import DuplicateStore, connect
+from dqs.index.signature import SignatureParameters
 from dqs.pipeline import Pipeline, Scored
 from dqs.policy import load_policies
 from dqs.scorers import build_scorers
@@ -36,6 +42,38 @@ ENGLISH = (
     "request, and a guide explains how surveyors drew the coast before there were accurate clocks."
 )
 CHINESE = "博物馆把最古老的地图存放在二楼一间阴凉的房间里。参观者可以提出申请后观看，讲解员会说明测量员怎样画出海岸线。"
+
+
+class Redis:
+    """A redis-server on a port of its own, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        binary = shutil.which("redis-server") or str(find_binary())
+        self._socket = folder / "r.sock"
+        self._command = [
+            binary, "--port", "0", "--unixsocket", str(self._socket), "--dir", str(folder),
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no",
+        ]  # fmt: skip
+        self.url = f"unix://{self._socket}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        give_up_s = time.monotonic() + 30
+        while not self._socket.exists():
+            assert time.monotonic() < give_up_s
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(30)
+
+    def key_names(self) -> list[str]:
+        """Every key, in order."""
+        with redis.Redis.from_url(self.url, decode_responses=True) as connection:
+            return sorted(connection.scan_iter(count=1000))
 
 
 class ServerProcess:
@@ -131,15 +169,18 @@ class LocalServer:
     """A server in this process, on an event loop in a thread, with a gate before its scoring.
 
     Args:
-        settings: keyword arguments of `load_settings`.
+        settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
     """
 
     def __init__(self, **settings: Any) -> None:
         self.settings: Settings = load_settings(port=0, **settings)
         scorers = build_scorers([])
-        self.executor = GatedExecutor(InlineExecutor(scorers, None))
+        self._store: DuplicateStore | None = None
+        if self.settings.redis_url is not None:
+            self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())
+        self.executor = GatedExecutor(InlineExecutor(scorers, self._store.parameters if self._store else None))
         policies = load_policies(None, {signal.name for signal in self.executor.signals} | DUPLICATE_NAMES)
-        self.pipeline = Pipeline(self.executor, policies, None, [], self.settings.max_document_bytes)
+        self.pipeline = Pipeline(self.executor, policies, self._store, [], self.settings.max_document_bytes)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -155,6 +196,8 @@ class LocalServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._store is not None:
+            self._store.close()
 
     @property
     def pending_bytes(self) -> int:

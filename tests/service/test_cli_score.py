@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.service.serving import ServerProcess
+from tests.service.serving import Redis, ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
@@ -345,6 +347,169 @@ def test_a_service_gives_the_answers_of_this_process(cli: Cli, server: ServerPro
             assert [value for value in theirs if value is not None] == pytest.approx(numbers, rel=1e-5, abs=1e-5), name
         elif name != "explanations":
             assert theirs == ours, name
+
+
+@pytest.fixture
+def emptied(redis: Redis, data_dir: Path) -> Iterator[ServerProcess]:
+    """A service whose Redis holds nothing yet."""
+    with ServerProcess(port=0, data_dir=data_dir, redis_url=redis.url, redis_timeout_s=1) as process:
+        yield process
+
+
+def test_a_run_through_a_service_leaves_no_corpus_behind(cli: Cli, emptied: ServerProcess, redis: Redis) -> None:
+    (cli.folder / "demo.jsonl").write_bytes((SAMPLES / "demo.jsonl").read_bytes())
+    command = ("score", "demo.jsonl", "--policy", "score-only", "--server", emptied.address, "-o")
+    for output in ("file.jsonl", "parts"):
+        status, _, err = cli.run(*command, output)
+        assert status == 0, err
+        assert redis.key_names() == []
+    rows = [json.loads(line) for line in (cli.folder / "file.jsonl").read_text().splitlines()]
+    assert any(row["exact_duplicate"] for row in rows)
+    assert cli.run(*command, "named.jsonl", "--corpus", "named")[0] == 0
+    assert redis.key_names() != []
+    assert all("named" in key for key in redis.key_names())
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "parts"])
+def test_an_interrupted_run_leaves_no_corpus_in_a_service(
+    cli: Cli, emptied: ServerProcess, redis: Redis, output: str
+) -> None:
+    (cli.folder / "in.jsonl").write_text(corpus(300))
+    # Rows from standard input cannot be read again, so no later run could use the corpus.
+    arguments = ("score", "in.jsonl", "-", "--policy", "score-only", "--server", emptied.address, "--part-rows", 100)
+    process = cli.start(*arguments, "-o", output, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    for _ in range(100):  # more rows than one message holds, so that documents leave
+        process.stdin.write(corpus(30).encode())
+        process.stdin.flush()
+    wait_until(lambda: bool(redis.key_names()), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 130
+    assert_one_sentence(err.decode())
+    assert redis.key_names() == []
+
+
+def test_a_stopped_run_through_a_service_continues_in_its_corpus(
+    cli: Cli, emptied: ServerProcess, redis: Redis
+) -> None:
+    (cli.folder / "in.jsonl").write_text(corpus(2400, seed=3))
+    run = ("score", "in.jsonl", "--policy", "score-only", "--server", emptied.address, "--part-rows", 100, "--resume")
+    status, _, err = cli.run(*run, "-o", "whole")
+    assert status == 0, err
+    for parts, number in ((3, signal.SIGKILL), (8, signal.SIGINT)):
+        process = cli.start(*run, "-o", "stopped")
+        wait_until(lambda parts=parts: parts_done(cli.folder / "stopped") >= parts, process)  # type: ignore[misc]
+        process.send_signal(number)
+        process.communicate(timeout=WAIT_S)
+        assert redis.key_names() != []
+    finished = parts_done(cli.folder / "stopped") * 100
+    assert 800 <= finished < 2400
+    status, _, err = cli.run(*run, "-o", "stopped")
+    assert status == 0, err
+    assert "Continuing behind" in err
+    assert redis.key_names() == []
+
+    names = ["row", "id", "label", "error", "duplicate_of", "exact_duplicate"]
+    whole, stopped = (
+        pq.read_table(sorted((cli.folder / name).glob("part-*")), columns=names).to_pylist()
+        for name in ("whole", "stopped")
+    )
+    assert len(whole) == 2400
+    # Of rows that were scored before they were cut off, the original may be another one.
+    for expected, found in zip(whole, stopped, strict=True):
+        assert {**found, "duplicate_of": None, "exact_duplicate": None} == {
+            **expected,
+            "duplicate_of": None,
+            "exact_duplicate": None,
+        }
+        assert (found["duplicate_of"] is None) == (expected["duplicate_of"] is None)
+    originals = {row["duplicate_of"] for row in stopped[finished:]}
+    assert len(originals & {row["id"] for row in stopped[:300]}) > 20
+
+
+def test_a_run_that_finished_no_part_begins_with_an_empty_corpus(
+    cli: Cli, emptied: ServerProcess, redis: Redis
+) -> None:
+    (cli.folder / "in.jsonl").write_text(corpus(2400, seed=3))
+    run = ("score", "in.jsonl", "--policy", "score-only", "--server", emptied.address, "--resume")
+    process = cli.start(*run, "-o", "killed")
+    wait_until(lambda: bool(redis.key_names()), process)
+    process.kill()
+    process.communicate()
+    assert parts_done(cli.folder / "killed") == 0
+    for output in ("killed", "whole"):
+        status, _, err = cli.run(*run, "-o", output)
+        assert status == 0, err
+        assert "Continuing behind" not in err
+        assert redis.key_names() == []
+    killed, whole = (
+        pq.read_table(cli.folder / name / "part-00000.parquet", columns=["id", "label", "duplicate_of"])
+        for name in ("killed", "whole")
+    )
+    assert killed.equals(whole)
+
+
+@pytest.mark.slow
+def test_an_index_that_is_gone_at_the_end_costs_one_line(cli: Cli, emptied: ServerProcess, redis: Redis) -> None:
+    (cli.folder / "in.jsonl").write_text(corpus(300))
+    process = cli.start("score", "in.jsonl", "-", "-o", "out.jsonl", "--server", emptied.address, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(corpus(3000).encode())
+    process.stdin.flush()
+    wait_until(lambda: bool(redis.key_names()), process)
+    redis.kill()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=WAIT_S)
+    redis.start()
+    assert process.returncode == 130
+    first, second = err.decode().splitlines()
+    assert first.startswith("dqs: the service could not be asked to drop this run's corpus run-")
+    assert second.startswith("dqs: interrupted")
+
+
+def test_a_service_too_old_to_drop_corpora_is_good_enough(cli: Cli, emptied: ServerProcess, redis: Redis) -> None:
+    (cli.folder / "demo.jsonl").write_bytes((SAMPLES / "demo.jsonl").read_bytes())
+    with OlderService(emptied.address) as address:
+        status, _, err = cli.run("score", "demo.jsonl", "-o", "out.jsonl", "--server", address)
+    assert status == 0, err
+    assert "dqs:" not in err
+    assert redis.key_names() != []
+
+
+class OlderService:
+    """Hands calls of ScoringService on to a service of today, and knows no other.
+
+    Args:
+        address: of that service.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        name = "dqs.v1.ScoringService"
+        stream = self._channel.stream_stream(f"/{name}/ScoreStream")
+        info = self._channel.unary_unary(f"/{name}/GetServerInfo")
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    name,
+                    {
+                        "ScoreStream": grpc.stream_stream_rpc_method_handler(lambda requests, _: stream(requests)),
+                        "GetServerInfo": grpc.unary_unary_rpc_method_handler(lambda request, _: info(request)),
+                    },
+                ),
+            )
+        )
+        self._address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def __enter__(self) -> str:
+        self._server.start()
+        return self._address
+
+    def __exit__(self, *error: object) -> None:
+        self._server.stop(0).wait()
+        self._channel.close()
 
 
 def test_a_service_that_is_not_there_is_one_sentence(cli: Cli) -> None:

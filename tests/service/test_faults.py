@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,8 @@ from dqs.errors import (
     RequestError,
     Unavailable,
 )
-from dqs.index.embedded import find_binary
 from dqs.server.status import DETAILS_KEY, incident, rpc_status
-from tests.service.serving import CHINESE, ENGLISH, ServerProcess
+from tests.service.serving import CHINESE, ENGLISH, Redis, ServerProcess
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -102,41 +97,6 @@ class TestErrors:
         assert text not in shown.message + caplog.text
         assert "ValueError" in caplog.text
         assert __file__ in caplog.text
-
-
-class Redis:
-    """A redis-server on a port of its own, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        binary = shutil.which("redis-server") or str(find_binary())
-        self._socket = folder / "r.sock"
-        self._command = [
-            binary, "--port", "0", "--unixsocket", str(self._socket), "--dir", str(folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--daemonize", "no",
-        ]  # fmt: skip
-        self.url = f"unix://{self._socket}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        give_up_s = time.monotonic() + 30
-        while not self._socket.exists():
-            assert time.monotonic() < give_up_s
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(30)
-
-
-@pytest.fixture
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    server = Redis(tmp_path_factory.mktemp("r"))
-    server.start()
-    yield server
-    server.kill()
 
 
 class TestWithoutRedis:
