@@ -16,6 +16,7 @@ Evaluation of a model on rows that it has not seen is here as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,9 @@ class Recipe:
             that hold one class only.
         reference_sources: sources without an intercept of their own, like clean text: their share of
             toxic rows is that of ordinary text.
-        toxic_share: share of toxic documents that the calibration assumes.
+        fitted_share: share of toxic documents at which the calibration is fitted; near a half, both
+            classes count.
+        toxic_share: share of toxic documents that the probability assumes; the fit is moved there.
         clean_share: share of clean paragraphs among the negatives of the calibration; the others are
             labelled rows.
         folds_by_source: the calibration sees scores of sources that were left out as a whole;
@@ -76,10 +79,11 @@ class Recipe:
     balance: float = 0.5
     same_intercept: Mapping[str, str] = field(default_factory=dict)
     reference_sources: tuple[str, ...] = ()
-    toxic_share: float = 0.3
+    fitted_share: float = 0.3
+    toxic_share: float = 0.1
     clean_share: float = 0.75
     folds_by_source: bool = True
-    threshold: float = 0.9
+    threshold: float = 0.5
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
@@ -89,7 +93,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
             "jigsaw_civil_comments_toxic_subset": "toxic_spans_civil_comments",
         },
         reference_sources=("wiki_talk_context_toxicity", "jigsaw_train_sample"),
-        toxic_share=0.5,
+        fitted_share=0.5,
         clean_share=0.9,
     ),
     "zh": Recipe(
@@ -98,6 +102,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         epochs=10,
         balance=0.0,
         clean_share=0.8,
+        threshold=0.7,
         folds_by_source=False,
     ),
 }
@@ -545,9 +550,9 @@ def _calibrate(corpus: _Corpus, scores: NDArray[np.float64], recipe: Recipe) -> 
     toxic = corpus.labels == 1
     clean_share = recipe.clean_share if corpus.clean.any() else 0.0
     parts = (
-        (toxic, recipe.toxic_share),
-        (~toxic & ~corpus.clean, (1 - recipe.toxic_share) * (1 - clean_share)),
-        (~toxic & corpus.clean, (1 - recipe.toxic_share) * clean_share),
+        (toxic, recipe.fitted_share),
+        (~toxic & ~corpus.clean, (1 - recipe.fitted_share) * (1 - clean_share)),
+        (~toxic & corpus.clean, (1 - recipe.fitted_share) * clean_share),
     )
     present = ~np.isnan(scores)
     weights = np.zeros(scores.size)
@@ -568,7 +573,12 @@ def _calibrate(corpus: _Corpus, scores: NDArray[np.float64], recipe: Recipe) -> 
     scale = float(regression.coef_[0, 0]) / spread
     if scale <= 0:
         raise ConfigError("toxic rows score no higher than others: check that label 1 means toxic, or give more rows")
-    return scale, float(regression.intercept_[0]) - scale * center
+    moved = _log_odds(recipe.toxic_share) - _log_odds(recipe.fitted_share)
+    return scale, float(regression.intercept_[0]) - scale * center + moved
+
+
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def _figures(

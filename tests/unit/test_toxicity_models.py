@@ -58,8 +58,8 @@ def score(scorer: ToxicityScorer, language: str, texts: list[str]) -> ScoreColum
 def test_insults_score_above_harmless_text(scorer: ToxicityScorer, language: str) -> None:
     harmless = score(scorer, language, HARMLESS[language]).values["toxicity"]
     insulting = score(scorer, language, INSULTING[language]).values["toxicity"]
-    assert harmless.max() < 0.5
-    assert insulting.min() > 0.9
+    assert harmless.max() < 0.4
+    assert insulting.min() > 0.7
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -74,8 +74,8 @@ def test_one_insult_in_a_long_text_is_found_and_placed(scorer: ToxicityScorer, l
     assert start < len(before) + len(insult)
     assert end > len(before)
     assert end - start < len(text) / 3
-    assert columns.values["toxicity"][0] > 0.9
-    assert columns.values["toxicity"][1] < 0.9
+    assert columns.values["toxicity"][0] > 0.7
+    assert columns.values["toxicity"][1] < 0.5
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -36,8 +36,12 @@ _RUDE = {
     "zh": ("愚蠢的", "腐烂的", "没用的", "笨蛋", "骗子", "白痴", "在发臭", "在撒谎", "在腐烂"),
 }
 _RECIPES = {
-    "en": Recipe(shape=NgramShape(word_sizes=2, character_sizes=(4,), bits=14, block_words=8), toxic_share=0.5),
-    "zh": Recipe(shape=NgramShape(word_sizes=3, character_sizes=(), bits=14, block_words=8), toxic_share=0.5),
+    "en": Recipe(
+        shape=NgramShape(word_sizes=2, character_sizes=(4,), bits=14, block_words=8), fitted_share=0.5, toxic_share=0.5
+    ),
+    "zh": Recipe(
+        shape=NgramShape(word_sizes=3, character_sizes=(), bits=14, block_words=8), fitted_share=0.5, toxic_share=0.5
+    ),
 }
 
 
