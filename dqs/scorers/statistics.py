@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dqs.data import Missing
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
-from dqs.text.repetition import DUPLICATE_SIZES, TOP_SIZES, duplicate_lines, ngram_shares
+from dqs.text.repetition import DUPLICATE_SIZES, TOP_SIZES, duplicate_lines, ngram_shares, trimmed
 
 _WORSE_HIGH = Direction.HIGHER_IS_WORSE
 _NEUTRAL = Direction.NEUTRAL
@@ -69,7 +69,6 @@ CLOSERS = "\"'”’»›」』）)]】》〉*_"
 _TERMINATORS_ARRAY = np.array(list(map(ord, TERMINATORS)), dtype=np.uint32)
 _CLOSERS_ARRAY = np.array(list(map(ord, CLOSERS)), dtype=np.uint32)
 _ELLIPSIS = ord("…")
-_SPACE = np.uint8(16)
 _UNSPACED = np.uint8(64)
 
 
@@ -152,12 +151,7 @@ def _line_shapes(
         terminated = np.int64(0)
         ellipsis = np.int64(0)
         for line in range(line_offsets[document], line_offsets[document + 1]):
-            first = line_start[line]
-            last = line_end[line]
-            while first < last and classes[first] & _SPACE:
-                first += 1
-            while first < last and classes[last - 1] & _SPACE:
-                last -= 1
+            first, last = trimmed(classes, line_start[line], line_end[line])
             if first == last:
                 continue
             lines += 1

@@ -19,6 +19,16 @@ _LONGEST = DUPLICATE_SIZES[-1]
 _FIRST_DUPLICATE = DUPLICATE_SIZES[0]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def trimmed(classes: NDArray[np.uint8], first: int, last: int) -> tuple[int, int]:
+    """A range of code points without the white space at both its ends."""
+    while first < last and classes[first] & _SPACE:
+        first += 1
+    while first < last and classes[last - 1] & _SPACE:
+        last -= 1
+    return first, last
+
+
 @njit(cache=True, nogil=True)
 def ngram_shares(
     word_hash: NDArray[np.uint64],
@@ -165,12 +175,7 @@ def duplicate_lines(
         repeated_lines = np.int64(0)
         repeated_characters = np.int64(0)
         for line in range(line_offsets[document], line_offsets[document + 1]):
-            first = line_start[line]
-            last = line_end[line]
-            while first < last and classes[first] & _SPACE:
-                first += 1
-            while first < last and classes[last - 1] & _SPACE:
-                last -= 1
+            first, last = trimmed(classes, line_start[line], line_end[line])
             if first == last:
                 continue
             value = np.uint64(last - first)
