@@ -85,7 +85,7 @@ def run_in_process(
 
 @contextlib.contextmanager
 def served(data_dir: Path, core: int) -> Iterator[tuple[str, float, int]]:
-    """A `dqs serve` process on the core: its address, seconds until ready, resident bytes once warm."""
+    """A `dqs serve` process on the core: its address, seconds until ready, process id."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "dqs.cli", "serve", "--port", "0", "--data-dir", str(data_dir)],
@@ -99,8 +99,7 @@ def served(data_dir: Path, core: int) -> Iterator[tuple[str, float, int]]:
         ready_s = time.perf_counter() - begin
         if not line:
             raise SystemExit(f"dqs serve ended with status {process.wait()}")
-        resident = psutil.Process(process.pid).memory_info().rss
-        yield line.split()[-1], ready_s, resident
+        yield line.split()[-1], ready_s, process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -162,8 +161,9 @@ def main() -> None:
         address = None
         start: dict[str, float] = {}
         if arguments.grpc:
-            address, ready_s, resident = stack.enter_context(served(Path(folder) / "server", arguments.core))
-            start = {"ready_s": ready_s, "resident_mb": resident / 1e6}
+            address, ready_s, pid = stack.enter_context(served(Path(folder) / "server", arguments.core))
+            server = psutil.Process(pid)
+            start = {"ready_s": ready_s, "resident_mb_when_ready": server.memory_info().rss / 1e6}
         for language in LANGUAGES:
             documents = sample(arguments.data, language, arguments.megabytes)
             few = sample(arguments.data, language, arguments.peer_megabytes)
@@ -199,6 +199,8 @@ def main() -> None:
                     stage: statistics.median(one.get(stage, 0.0) for one in stage_rounds) for stage in stage_rounds[0]
                 },
             }
+        if arguments.grpc:
+            start["resident_mb_after_scoring"] = server.memory_info().rss / 1e6
     names = ("in_process", "with_index", "grpc", "datatrove")
     show(
         f"MB/s on core {arguments.core}, median of {arguments.rounds} rounds",
