@@ -133,4 +133,9 @@ def use_kernel_cache(data_dir: Path) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "kernels"))
 
 
-__all__ = ["MIB", "Settings", "load_settings", "settings_origins", "use_kernel_cache"]
+def kernels_are_compiled() -> bool:
+    """Whether the folder of `use_kernel_cache` holds kernels; compiling them takes up to a minute."""
+    return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
+
+
+__all__ = ["MIB", "Settings", "kernels_are_compiled", "load_settings", "settings_origins", "use_kernel_cache"]

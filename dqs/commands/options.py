@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,3 +35,11 @@ def make_settings(config: Path | None = None, **arguments: Any) -> Settings:
     settings = load_settings(config, **arguments)
     use_kernel_cache(settings.data_dir)
     return settings
+
+
+def announce_compiling() -> None:
+    """Says on standard error that the first run compiles, so that nobody takes it for a hanging one."""
+    from dqs.settings import kernels_are_compiled
+
+    if not kernels_are_compiled():
+        print("dqs: compiling kernels for this machine, once; this takes up to a minute.", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
 
 
 def score(
@@ -63,6 +63,8 @@ def score(
     from dqs.commands.scoring import Request, score_files
     from dqs.rows.readers import Fields
 
+    if server is None:
+        announce_compiling()
     request = Request(
         inputs=inputs,
         output=output,

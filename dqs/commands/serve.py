@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
 
 
 def serve(
@@ -24,4 +24,5 @@ def serve(
     )
     from dqs import app
 
+    announce_compiling()
     app.serve(settings)

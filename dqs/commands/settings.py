@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
 
 
 def settings(
@@ -40,6 +40,7 @@ def warm(config: Config = None, data_dir: DataDir = None, models: Models = None)
     made = make_settings(config, data_dir=data_dir, models=models)
     from dqs import app
 
+    announce_compiling()
     with app.build_pipeline(made, dedup=True) as pipeline:
         app.warm(pipeline)
     print(f"Kernels are compiled in {made.data_dir}.")
