@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -12,11 +13,13 @@ from typing import Any, Protocol
 
 from dqs.client import Client
 from dqs.data import Document, Label, Verdict
-from dqs.errors import ConfigError, PolicyError, RequestError
-from dqs.pipeline import Pipeline
+from dqs.errors import ConfigError, IndexUnavailable, PolicyError, RequestError
+from dqs.pipeline import Pipeline, Results
 from dqs.rows.readers import Rows
 from dqs.rows.table import Answers
 
+_INDEX_PATIENCE_S = 20.0
+_INDEX_POLL_S = 0.2
 _FORGET_TIMEOUT_S = 10.0
 """Nobody wants to wait longer at the end of a run for a service that is gone."""
 
@@ -89,8 +92,21 @@ class LocalEngine:
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
         """Scores batch after batch."""
         for rows in batches:
-            documents = rows.documents(self._language)
-            yield rows, Answers.from_results(self._pipeline.run(documents, policy=self._name, corpus=self._corpus))
+            yield rows, Answers.from_results(self._run(rows.documents(self._language)))
+
+    def _run(self, documents: Sequence[Document]) -> Results:
+        """Scores a batch; a private Redis that is being started again gets the time it needs for that.
+
+        Repeating a batch is safe: the index knows its documents by id and text.
+        """
+        deadline_s = time.monotonic() + _INDEX_PATIENCE_S
+        while True:
+            try:
+                return self._pipeline.run(documents, policy=self._name, corpus=self._corpus)
+            except IndexUnavailable:
+                if time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_INDEX_POLL_S)
 
     def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
         """Starts the private corpus anew and remembers what was kept; a named corpus stays as it is."""

@@ -9,7 +9,8 @@ at most a second. One server lives per directory:
 - A second process finds the lock taken, reads the socket's path from
   `redis.json` and attaches. If nothing answers there it is refused.
 - The server ends with the process that started it, however that one ends
-  (Linux; elsewhere with `close`). Processes attached to it then lose the index.
+  (Linux; elsewhere with `close`). One of the processes attached to it then
+  takes over: it starts the server again on the same socket.
 - A server that dies on its own is started again.
 
 Nothing listens on the network. The binary is `redis-server` on the PATH, else
@@ -38,7 +39,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from dqs.errors import ConfigError, IndexUnavailable
+from dqs.errors import ConfigError, DqsError, IndexUnavailable
 
 MAX_SOCKET_PATH_BYTES = 100
 """A Unix socket's path may have 107 bytes on Linux and 103 on macOS; longer ones go to a temporary folder."""
@@ -47,6 +48,7 @@ MAX_RESTARTS_PER_MINUTE = 3
 """A server that dies more often stays down."""
 
 _STOP_TIMEOUT_S = 10.0
+_HEIR_POLL_S = 0.1
 _LOCK, _INFO, _LOG = "redis.lock", "redis.json", "redis.log"
 
 # Runs before redis-server in the child: asks Linux for SIGTERM at the parent's death, then becomes
@@ -107,6 +109,7 @@ class EmbeddedRedis:
         self._spawning = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor: threading.Thread | None = None
+        self._heir: threading.Thread | None = None
         self._socket_folder: str | None = None
         self.owned = False
         try:
@@ -114,6 +117,11 @@ class EmbeddedRedis:
             if socket is None:
                 self.owned = True
                 socket = self._start(binary or find_binary(), start_timeout_s)
+            else:
+                self._heir = threading.Thread(
+                    target=self._inherit, args=(binary, start_timeout_s, socket), name="dqs-redis-heir", daemon=True
+                )
+                self._heir.start()
         except BaseException:
             self.close()
             raise
@@ -130,6 +138,9 @@ class EmbeddedRedis:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._heir is not None:
+            self._heir.join()
+            self._heir = None
         if self._monitor is not None:
             self._monitor.join()
             self._monitor = None
@@ -181,18 +192,38 @@ class EmbeddedRedis:
                 )
             time.sleep(0.05)
 
-    def _start(self, binary: Path, timeout_s: float) -> str:
+    def _inherit(self, binary: Path | None, timeout_s: float, socket: str) -> None:
+        """Waits for the lock that the server's starter holds, and starts the server again once it is free."""
+        while not self._closing.wait(_HEIR_POLL_S):
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            self.owned = True
+            try:
+                self._start(binary or find_binary(), timeout_s, socket)
+            except DqsError as error:
+                if not self._closing.is_set():
+                    _logger.error("The private redis-server could not be taken over: %s", error.message)
+            return
+
+    def _start(self, binary: Path, timeout_s: float, socket: str | None = None) -> str:
         version = binary_version(binary)
         if version < (7, 0) and (self._directory / "appendonlydir").exists():
             raise ConfigError(
                 f"the index in {self._directory} was written by Redis 7 or later and {binary} is "
                 f"{version[0]}.{version[1]}; install redis-server 7 or choose another --data-dir"
             )
-        socket = str(self._directory / "redis.sock")
-        if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
-            self._socket_folder = _short_folder()
-            socket = f"{self._socket_folder}/redis.sock"
+        if socket is None:
+            socket = str(self._directory / "redis.sock")
+            if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+                self._socket_folder = _short_folder()
+                socket = f"{self._socket_folder}/redis.sock"
+        elif (folder := Path(socket).parent) != self._directory:
+            # The clients of this process know the old path, whose folder went with its maker.
+            self._socket_folder = str(folder)
         try:
+            Path(socket).parent.mkdir(mode=0o700, exist_ok=True)
             Path(socket).unlink(missing_ok=True)
             (self._directory / _INFO).write_text(json.dumps({"socket": socket, "owner": os.getpid()}))
         except OSError as error:

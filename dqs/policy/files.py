@@ -40,9 +40,10 @@ from dqs.policy.policy import DEFAULT_MISSING, OPERATORS, Policy, Rule
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _RULE_ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_LANGUAGE = re.compile(r"[a-z]{2}|und")
 _POLICY_FIELDS = ("name", "version", "description", "index_dropped", "missing", "rules")
 _RULE_FIELDS = (
+    "min_characters",
     "id",
     "signal",
     "operator",
@@ -230,6 +231,9 @@ def _parse_rule(
     if label not in _LABELS:
         raise PolicyError(f"{where}: unknown label {label!r}; allowed are: {', '.join(_LABELS)}")
     own_missing = _parse_missing(entry.get("missing", {}), missing, where)
+    min_characters = entry.get("min_characters", 0)
+    if not isinstance(min_characters, int) or isinstance(min_characters, bool) or min_characters < 0:
+        raise PolicyError(f"{where}: min_characters must be a whole number from 0 on, not {min_characters!r}")
     languages = entry.get("languages")
     if languages is not None:
         if not isinstance(languages, list) or not languages:
@@ -261,6 +265,7 @@ def _parse_rule(
                 applies,
                 _LABELS[label],
                 own_missing,
+                min_characters,
             )
         )
     return rules

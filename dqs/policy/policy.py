@@ -48,6 +48,8 @@ class Rule:
         languages: ISO 639-1 codes under which the rule applies; empty for all.
         label: what a broken rule makes of a document, DROP or REVIEW.
         missing: what a missing score makes of it: KEEP (the rule passes), REVIEW or DROP.
+        min_characters: the rule looks at documents of at least this many code points; a share of
+            ten characters says little. Needs the signal `characters`.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Rule:
     languages: frozenset[str] = frozenset()
     label: Label = Label.DROP
     missing: Mapping[Missing, Label] = field(default_factory=lambda: DEFAULT_MISSING)
+    min_characters: int = 0
 
     def applies_to(self, language: str) -> bool:
         """Whether the rule looks at documents of `language`."""
@@ -146,6 +149,8 @@ class Policy:
                     if language not in in_language:
                         in_language[language] = languages == language
                     applies |= in_language[language]
+            if rule.min_characters:
+                applies &= columns.values.get("characters", absent) >= rule.min_characters
             outcome = np.where(hit, np.int8(rule.label), np.int8(Label.KEEP))
             for code, label in rule.missing.items():
                 if label != Label.KEEP:

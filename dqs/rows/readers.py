@@ -32,7 +32,7 @@ SUFFIXES = {
 }
 """File endings that can be read -> kind of file and its compression."""
 
-_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_LANGUAGE = re.compile(r"[a-z]{2}|und")
 _PEEK_ROWS = 200
 _BUFFER_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"

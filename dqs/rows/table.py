@@ -140,7 +140,7 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         "error": pa.array(errors, pa.string()),
         "language": pa.array(languages, pa.string()),
         "duplicate_of": pa.array(duplicate_of, pa.string()),
-        "file": pa.array([rows.path] * n, pa.string()),
+        "file": pa.array([_shown(rows.path)] * n, pa.string()),
         "row": pa.array(rows.numbers, pa.int64()),
     }
     for name in schema.names:
@@ -155,3 +155,8 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         else:
             columns[name] = pa.array(values, pa.float32(), mask=empty)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _shown(path: str) -> str:
+    """A path as valid text: bytes of a name that are not UTF-8 become replacement characters."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -423,6 +423,7 @@ def _add_policy(response: server_info_pb2.GetServerInfoResponse, policy: Policy)
             operator=OPERATORS[rule.operator],
             threshold=rule.threshold,
             languages=sorted(rule.languages),
+            min_characters=rule.min_characters,
             label=decision_pb2.Label.ValueType(rule.label),
         )
         for missing, label in sorted(rule.missing.items()):

@@ -81,7 +81,7 @@ class Policy(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., description: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ...) -> None: ...
 
 class Rule(_message.Message):
-    __slots__ = ("id", "signal", "operator", "threshold", "languages", "label", "missing")
+    __slots__ = ("id", "signal", "operator", "threshold", "languages", "label", "missing", "min_characters")
     ID_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     OPERATOR_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,7 @@ class Rule(_message.Message):
     LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
+    MIN_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     id: str
     signal: str
     operator: _decision_pb2.Operator
@@ -96,7 +97,8 @@ class Rule(_message.Message):
     languages: _containers.RepeatedScalarFieldContainer[str]
     label: _decision_pb2.Label
     missing: _containers.RepeatedCompositeFieldContainer[MissingOutcome]
-    def __init__(self, id: _Optional[str] = ..., signal: _Optional[str] = ..., operator: _Optional[_Union[_decision_pb2.Operator, str]] = ..., threshold: _Optional[float] = ..., languages: _Optional[_Iterable[str]] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ..., missing: _Optional[_Iterable[_Union[MissingOutcome, _Mapping]]] = ...) -> None: ...
+    min_characters: int
+    def __init__(self, id: _Optional[str] = ..., signal: _Optional[str] = ..., operator: _Optional[_Union[_decision_pb2.Operator, str]] = ..., threshold: _Optional[float] = ..., languages: _Optional[_Iterable[str]] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ..., missing: _Optional[_Iterable[_Union[MissingOutcome, _Mapping]]] = ..., min_characters: _Optional[int] = ...) -> None: ...
 
 class MissingOutcome(_message.Message):
     __slots__ = ("reason", "label")

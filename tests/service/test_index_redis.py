@@ -441,6 +441,23 @@ def test_a_second_server_on_a_directory_attaches(binary: Path, tmp_path: Path) -
     assert not _answers(first.url)
 
 
+@pytest.mark.parametrize("folder", ["short", "a" * 150])
+def test_an_attached_process_takes_over_when_the_owner_ends(binary: Path, tmp_path: Path, folder: str) -> None:
+    first = EmbeddedRedis(tmp_path / folder, binary=binary)
+    with (
+        EmbeddedRedis(tmp_path / folder, binary=binary) as second,
+        closing(DuplicateStore(connect(second.url))) as store,
+    ):
+        ask(store, "c", ["a"], [ENGLISH])
+        first.close()
+        deadline = time.monotonic() + 30
+        while not _answers(second.url) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert second.owned
+        assert ask(store, "c", ["b"], [ENGLISH]).duplicate_of == ["a"]
+    assert not _answers(second.url)
+
+
 def test_a_directory_whose_server_does_not_answer_is_refused(binary: Path, tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path, binary=binary) as first:
         os.kill(first.pid, signal.SIGSTOP)

@@ -137,3 +137,10 @@ def test_no_documents_and_no_rules() -> None:
     assert empty.decide(columns_of([])).reasons == []
     decision = Policy("q", 1, ()).decide(columns_of([("en", (math.pi, 0.0, 0.0))]))
     assert decision.labels.tolist() == [Label.KEEP]
+
+
+def test_a_rule_looks_only_at_texts_that_are_long_enough() -> None:
+    columns = columns_of([("en", (0.9, 0.0, 0.0))] * 3)
+    columns.put("characters", np.array([199, 200, 201], dtype=np.float32))
+    policy = Policy("p", 1, (Rule("r", "alpha", ">", 0.5, min_characters=200),))
+    assert policy.decide(columns).labels.tolist() == [Label.KEEP, Label.DROP, Label.DROP]

@@ -25,6 +25,7 @@ id = "toxic"
 signal = "toxicity"
 operator = ">"
 threshold = {en = 0.9, zh = 0.8}
+min_characters = 100
 
 [[rules]]
 id = "short"
@@ -46,6 +47,7 @@ def test_reads_every_field() -> None:
     assert (english.id, english.threshold, english.languages) == ("toxic", 0.9, frozenset({"en"}))
     assert (chinese.id, chinese.threshold, chinese.languages) == ("toxic", 0.8, frozenset({"zh"}))
     assert english.missing[Missing.TOO_SHORT] == Label.DROP
+    assert (english.min_characters, chinese.min_characters, short.min_characters) == (100, 100, 0)
     assert short.label == Label.REVIEW
     assert short.missing[Missing.TOO_SHORT] == Label.KEEP
     assert short.missing[Missing.NO_MODEL] == Label.REVIEW
@@ -79,6 +81,8 @@ def test_reads_every_field() -> None:
         ("threshold = 20", "threshold = true", "threshold must be a finite number"),
         ("threshold = 20", "threshold = {en = 20}", "not both"),
         ("{en = 0.9, zh = 0.8}", "{}", "empty table"),
+        ("min_characters = 100", "min_characters = -1", "min_characters must be a whole number"),
+        ('languages = ["en"]', 'languages = ["eng"]', "no ISO 639-1 code"),
         ("{en = 0.9, zh = 0.8}", "{English = 0.9}", "'English' is no ISO 639-1 code"),
         ('["en"]', '"en"', "languages must be a list"),
         ('["en"]', "[]", "languages must be a list"),
