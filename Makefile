@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Training and test data, for what needs more than the repository holds.
 DATA ?= $(if $(DQS_SHARED),$(DQS_SHARED),../shared)/data
-export DQS_DATA_DIR ?= $(CURDIR)/.dqs
 
 .PHONY: help setup demo serve test test-all check bench proto models kenlm-tools constraints clean
 
@@ -56,4 +55,4 @@ constraints: $(READY)  ## pin what is installed now
 	$(BIN)/python -m pip freeze --exclude-editable --exclude dqs --exclude dqs-models | grep -v ' @ ' > constraints.txt
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .venv-* .cache .dqs
+	rm -rf $(VENV) .venv-* .cache

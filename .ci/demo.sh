@@ -19,9 +19,7 @@ stop() {
 trap stop EXIT
 
 # The data directory is the demo's own; kernels that `make setup` compiled are used where they lie.
-if [ -z "${NUMBA_CACHE_DIR:-}" ] && [ -n "${DQS_DATA_DIR:-}" ]; then
-  export NUMBA_CACHE_DIR=$DQS_DATA_DIR/kernels
-fi
+export NUMBA_CACHE_DIR=${NUMBA_CACHE_DIR:-${DQS_DATA_DIR:-$HOME/.local/share/dqs}/kernels}
 export DQS_DATA_DIR=$work/data
 
 "$bin/dqs" serve --port 0 >"$work/address" 2>"$work/log" &

@@ -297,7 +297,7 @@ class Pipeline:
                 for k in np.flatnonzero(found.reused_id).tolist():
                     errors[rows[k]] = DocumentError(
                         DocumentErrorCode.ID_REUSED,
-                        "The corpus holds another text under this id; give this document an id of its own.",
+                        "An earlier document has the same id and another text; give each an id of its own.",
                     )
         scored.columns.put("duplicate_similarity", similarity, missing)
         scored.columns.put("exact_duplicate", exact, missing)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from dqs.settings import use_kernel_cache
+from dqs.settings import load_settings, use_kernel_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before anything imports numba: compiled kernels are kept from run to run.
-use_kernel_cache(Path(os.environ.get("DQS_DATA_DIR", ROOT / ".dqs")))
+# Before anything imports numba: the kernels that `make setup` compiled are used.
+use_kernel_cache(load_settings().data_dir)
 
 hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, derandomize=True)
 hypothesis_settings.load_profile("dqs")

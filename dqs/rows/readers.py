@@ -193,8 +193,13 @@ def open_sources(paths: Sequence[str]) -> list[Source]:
             raise ConfigError(f"Input {path} has an unknown ending; known are: {', '.join(SUFFIXES)}, and - for JSONL.")
         # Two inputs of one base name would give different rows the same id.
         name = path if base_names.count(base) > 1 else base
-        sources.append(Source(path, name, *SUFFIXES[suffix]))
+        sources.append(Source(path, printable(name), *SUFFIXES[suffix]))
     return sources
+
+
+def printable(path: str) -> str:
+    r"""A path as valid text: bytes of a name that are not UTF-8 are written like `\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def check_sources(sources: Sequence[Source], fields: Fields) -> None:

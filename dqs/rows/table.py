@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dqs.data import Label, Reason, Verdict
 from dqs.pipeline import Results
-from dqs.rows.readers import Rows
+from dqs.rows.readers import Rows, printable
 
 _FIRST_SIGNALS = ("perplexity", "perplexity_percentile", "toxicity")
 _DUPLICATE_SIGNALS = ("duplicate_similarity", "exact_duplicate")
@@ -140,7 +140,7 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         "error": pa.array(errors, pa.string()),
         "language": pa.array(languages, pa.string()),
         "duplicate_of": pa.array(duplicate_of, pa.string()),
-        "file": pa.array([_shown(rows.path)] * n, pa.string()),
+        "file": pa.array([printable(rows.path)] * n, pa.string()),
         "row": pa.array(rows.numbers, pa.int64()),
     }
     for name in schema.names:
@@ -155,8 +155,3 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         else:
             columns[name] = pa.array(values, pa.float32(), mask=empty)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-
-def _shown(path: str) -> str:
-    """A path as valid text: bytes of a name that are not UTF-8 become replacement characters."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,19 @@ def test_a_run_that_starts_at_a_part_boundary_sees_the_same_batches(
         if count % part_rows == 0:
             again = list(read_rows(sources, Fields(), cut, Position(rows.source, rows.numbers[-1], count)))
             assert [(r.ids, r.texts) for r in again] == [(r.ids, r.texts) for r in batches[at + 1 :]]
+
+
+def test_a_name_that_is_not_utf8_gives_valid_ids(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    path.write_bytes(lines_of([{"text": "one"}]))
+    (rows,) = read([path])
+    assert rows.ids == [r"caf\xe9.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "fits"), [("en", True), ("zh-Hans", True), ("und", True), ("eng", False), ("e", False)]
+)
+def test_only_two_letter_codes_name_a_language(tmp_path: Path, code: str, fits: bool) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines_of([{"text": "one", "l": code}]))
+    assert bool(errors_of(read([path], Fields(language="l")))) == (not fits)
