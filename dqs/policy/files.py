@@ -43,7 +43,6 @@ _RULE_ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 _LANGUAGE = re.compile(r"[a-z]{2}|und")
 _POLICY_FIELDS = ("name", "version", "description", "index_dropped", "missing", "rules")
 _RULE_FIELDS = (
-    "min_characters",
     "id",
     "signal",
     "operator",
@@ -51,6 +50,7 @@ _RULE_FIELDS = (
     "languages",
     "label",
     "missing",
+    "min_characters",
 )
 _LABELS = {"drop": Label.DROP, "review": Label.REVIEW}
 _MISSING_LABELS = {"pass": Label.KEEP, "review": Label.REVIEW, "drop": Label.DROP}
