@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from dqs.index.bands import Banding, band_keys, choose_banding
 from dqs.text import TextBatch
 from dqs.text.kernels import mix64
+from dqs.text.unicode_tables import CharClass
 
 NORMALISER = "nfkc-lower/1"
 """Name of the text normalisation and tokens described above; part of a corpus's header."""
@@ -50,9 +51,9 @@ SHINGLE_TOKENS = 5
 UNSPACED_SHARE = 0.2
 """From this share of word characters in scripts without spaces on, single characters are the tokens."""
 
-_SPACE = np.uint8(16)
-_UNSPACED = np.uint8(64)
-_WORD = np.uint8(128)
+_SPACE = np.uint8(CharClass.SPACE)
+_UNSPACED = np.uint8(CharClass.UNSPACED)
+_WORD = np.uint8(CharClass.WORD)
 
 _TOKEN_OFFSET = np.uint64(0xCBF29CE484222325)
 _TOKEN_PRIME = np.uint64(0x00000100000001B3)

@@ -18,6 +18,7 @@ from dqs.data import Missing
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
 from dqs.text.repetition import DUPLICATE_SIZES, TOP_SIZES, duplicate_lines, ngram_shares, trimmed
+from dqs.text.unicode_tables import CharClass
 
 _WORSE_HIGH = Direction.HIGHER_IS_WORSE
 _NEUTRAL = Direction.NEUTRAL
@@ -69,7 +70,7 @@ CLOSERS = "\"'”’»›」』）)]】》〉*_"
 _TERMINATORS_ARRAY = np.array(list(map(ord, TERMINATORS)), dtype=np.uint32)
 _CLOSERS_ARRAY = np.array(list(map(ord, CLOSERS)), dtype=np.uint32)
 _ELLIPSIS = ord("…")
-_UNSPACED = np.uint8(64)
+_UNSPACED = np.uint8(CharClass.UNSPACED)
 
 
 class StatisticsScorer:

@@ -10,9 +10,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_SPACE = np.uint8(16)
-_UNSPACED = np.uint8(64)
-_WORD = np.uint8(128)
+from dqs.text.unicode_tables import CharClass
+
+_UNSPACED = np.uint8(CharClass.UNSPACED)
+_WORD = np.uint8(CharClass.WORD)
 
 _FNV_OFFSET = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x00000100000001B3)

@@ -7,13 +7,14 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dqs.text.kernels import mix64
+from dqs.text.unicode_tables import CharClass
 
 TOP_SIZES = (2, 3, 4)
 """Sizes whose most frequent n-gram is measured."""
 DUPLICATE_SIZES = (5, 6, 7, 8, 9, 10)
 """Sizes whose repeated n-grams are measured together."""
 
-_SPACE = np.uint8(16)
+_SPACE = np.uint8(CharClass.SPACE)
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _LONGEST = DUPLICATE_SIZES[-1]
 _FIRST_DUPLICATE = DUPLICATE_SIZES[0]

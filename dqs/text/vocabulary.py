@@ -26,6 +26,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dqs.text.batch import TextBatch
+from dqs.text.unicode_tables import CharClass
 
 PIECE_MARK: Final = "~"
 VARIANT_MARK: Final = "="
@@ -41,9 +42,9 @@ ENDS_LINE: Final = 2
 
 _CHARACTERS = 0x30000
 _MOST_BYTES_PER_CHARACTER = 16
-_SPACE = np.uint8(16)
-_UNSPACED = np.uint8(64)
-_WORD = np.uint8(128)
+_SPACE = np.uint8(CharClass.SPACE)
+_UNSPACED = np.uint8(CharClass.UNSPACED)
+_WORD = np.uint8(CharClass.WORD)
 _IS_WORD = np.uint8(1)
 _IS_PIECE = np.uint8(2)
 _SEED = np.uint64(0x9E3779B97F4A7C15)
