@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports numba: the kernels that `make setup` compiled are used.
 use_kernel_cache(load_settings().data_dir)
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, derandomize=True)
 hypothesis_settings.load_profile("dqs")
