@@ -16,7 +16,7 @@ setup: $(READY)  ## install into .venv and compile the kernels
 $(READY): pyproject.toml models/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e models -e '.[server,train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e models -e '.[server,ray,otel,train,dev]'
 	$(BIN)/dqs warm
 	touch $@
 

@@ -48,8 +48,10 @@ def build_pipeline(settings: Settings, *, dedup: bool = True) -> Iterator[Pipeli
     infos = [ModelInfo(model.name, model.version, model.kind, model.languages, model.digest) for model in models]
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_open_store(settings)) if dedup else None
-        executor = InlineExecutor(scorers, store.parameters if store is not None else None)
-        yield Pipeline(executor, policies, store, infos, settings.max_document_bytes)
+        executor = InlineExecutor(
+            scorers, store.parameters if store is not None else None, infos, settings.score_threads
+        )
+        yield Pipeline(executor, policies, store, settings.max_document_bytes)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@
     ├── CorpusMismatch         a corpus was made with other parameters
     ├── Unavailable            the service cannot answer now; a retry may help
     │   └── Overloaded         it has too much to do already
+    ├── Unauthenticated        no valid token came with the call
+    ├── PermissionDenied       the caller may not do this
     ├── DeadlineExceeded       no answer came in the time that the caller gave
     └── InternalError          the service failed; its log has the cause
 
@@ -120,6 +122,20 @@ class Overloaded(Unavailable):
 
     grpc_status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
+
+
+class Unauthenticated(DqsError):
+    """No token came with the call, or one that is not valid."""
+
+    grpc_status = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(DqsError):
+    """The caller is known and may not do this."""
+
+    grpc_status = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
 
 
 class DeadlineExceeded(DqsError):

@@ -9,7 +9,7 @@ error and its neighbours with verdicts. It knows nothing of files or the wire.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +25,8 @@ from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
 
 MAX_ID_BYTES = 512
+DEFAULT_TENANT = "default"
+"""Who calls where nobody is told apart."""
 
 DUPLICATE_SIGNALS = (
     Signal("duplicate_similarity", "Jaccard similarity", 0, 1, Direction.HIGHER_IS_WORSE,
@@ -44,22 +46,16 @@ class Scored:
         valid: bool[n]; false where the text is not UTF-8.
         signatures: for the duplicate index, or None where not asked for.
         seconds: time spent per stage.
+        failed: bool[n]; true where scoring the document broke the scorer; None where none did.
+        replica: who scored, "inline" or the name of a worker.
     """
 
     columns: ScoreColumns
     valid: NDArray[np.bool_]
     signatures: Signatures | None
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-class Executor(Protocol):
-    """Runs the stateless part; the same columns for the same documents, wherever it runs."""
-
-    signals: list[Signal]
-
-    def score(self, utf8: NDArray[np.uint8], byte_offsets: NDArray[np.int64], languages: Sequence[str]) -> Scored:
-        """Scores documents that lie end to end in `utf8`; see `dqs.executors.inline`."""
-        ...
+    failed: NDArray[np.bool_] | None = None
+    replica: str = "inline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,89 @@ class ModelInfo:
     kind: str
     languages: tuple[str, ...]
     digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One scorer process.
+
+    Attributes:
+        name: unique within the executor.
+        pool: "inline", "cpu" or "gpu".
+        node: where it runs, as a person would name it.
+        ready: whether a real batch has passed through it since it started.
+        pending_bytes: text that it holds.
+        restarts: how often it has died.
+    """
+
+    name: str
+    pool: str
+    node: str
+    ready: bool
+    pending_bytes: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorStatus:
+    """How an executor is.
+
+    Attributes:
+        slots: how many batches it takes at once now; 0 while it cannot score.
+        replicas: every scorer process, those that are starting included.
+        lost: why it will never score again, or None.
+    """
+
+    slots: int
+    replicas: tuple[Replica, ...]
+    lost: str | None = None
+
+
+class Executor(Protocol):
+    """Runs the stateless part; the same columns for the same documents, wherever it runs. Thread-safe.
+
+    Attributes:
+        signals: what its columns hold.
+        models: what it answers with.
+        max_slots: the most batches that it ever takes at once.
+    """
+
+    signals: list[Signal]
+    models: list[ModelInfo]
+    max_slots: int
+
+    def score(
+        self,
+        utf8: NDArray[np.uint8],
+        byte_offsets: NDArray[np.int64],
+        languages: Sequence[str],
+        *,
+        signatures: bool = True,
+    ) -> Scored:
+        """Scores documents that lie end to end in one buffer; blocks until they are scored.
+
+        Args:
+            utf8: uint8[bytes].
+            byte_offsets: int64[n + 1].
+            languages: the caller's language per document, "" where unknown.
+            signatures: whether signatures for the duplicate index are asked for.
+
+        Raises:
+            Unavailable: there is nobody to score them now.
+        """
+        ...
+
+    def status(self) -> ExecutorStatus:
+        """How it is now."""
+        ...
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Has `changed` called, from any thread, whenever `slots` or `lost` of the status have changed."""
+        ...
+
+    def note_waiting(self, text_bytes: int) -> None:
+        """Takes down how much text waits for a slot, from which it may choose how many replicas to have."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +164,8 @@ class Results:
         duplicate_of: id of the kept document that it repeats, or None.
         errors: the document's error, or None.
         policy: `name@version`.
-        seconds: time spent per stage.
+        seconds: time spent per stage; "score" is the whole stay in the executor.
+        replica: who scored.
     """
 
     ids: list[str]
@@ -96,6 +176,7 @@ class Results:
     errors: list[DocumentError | None]
     policy: str
     seconds: dict[str, float]
+    replica: str
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -131,7 +212,6 @@ class Pipeline:
         executor: the stateless part.
         policies: by name.
         store: the duplicate index; None serves only calls without duplication.
-        models: what `executor` answers with.
         max_document_bytes: longer documents are answered with TOO_LARGE.
     """
 
@@ -140,14 +220,13 @@ class Pipeline:
         executor: Executor,
         policies: Mapping[str, Policy],
         store: DuplicateStore | None,
-        models: Sequence[ModelInfo],
         max_document_bytes: int,
     ) -> None:
         self.signals: list[Signal] = [*executor.signals, *DUPLICATE_SIGNALS]
-        self.models = list(models)
+        self.models = executor.models
         self.policies = dict(policies)
         self.max_document_bytes = max_document_bytes
-        self._executor = executor
+        self.executor = executor
         self._store = store
 
     def policy(self, name: str) -> Policy:
@@ -168,6 +247,7 @@ class Pipeline:
         policy: str = "default",
         corpus: str | None = "default",
         degrade: bool = False,
+        tenant: str = DEFAULT_TENANT,
     ) -> Results:
         """Scores and decides; one verdict or one error per document, in their order.
 
@@ -177,9 +257,11 @@ class Pipeline:
             corpus: namespace of the duplicate index; None leaves duplication out.
             degrade: where the index cannot be reached, answer with duplication marked
                 UNAVAILABLE instead of failing.
+            tenant: whose corpus it is; corpora of one name of two tenants never meet.
 
         Raises:
             PolicyError: there is no such policy.
+            Unavailable: there is nobody to score now.
             IndexUnavailable: the index cannot be reached and `degrade` is false.
             CorpusMismatch: the corpus was made with other parameters.
         """
@@ -191,17 +273,24 @@ class Pipeline:
         byte_offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
-        scored = self._executor.score(utf8, byte_offsets, [document.language for document in documents])
+        begin = time.perf_counter()
+        languages = [document.language for document in documents]
+        scored = self.executor.score(utf8, byte_offsets, languages, signatures=corpus is not None)
+        seconds = {**scored.seconds, "score": time.perf_counter() - begin}
+        if scored.failed is not None:
+            for i in np.flatnonzero(scored.failed).tolist():
+                errors[i] = errors[i] or DocumentError(
+                    DocumentErrorCode.INTERNAL, "Scoring this document stopped the workers that tried; it is left out."
+                )
         for i in np.flatnonzero(~scored.valid).tolist():
             errors[i] = errors[i] or DocumentError(
                 DocumentErrorCode.INVALID_UTF8, "The text is not valid UTF-8; send it as UTF-8 bytes."
             )
         ids = [document.id for document in documents]
         answerable = np.array([error is None for error in errors], dtype=np.bool_)
-        seconds = scored.seconds
 
         begin = time.perf_counter()
-        duplicate_of = self._deduplicate(scored, ids, answerable, errors, chosen, corpus, degrade)
+        duplicate_of = self._deduplicate(scored, ids, answerable, errors, chosen, corpus, degrade, tenant)
         answerable = np.array([error is None for error in errors], dtype=np.bool_)
         seconds["index"] = time.perf_counter() - begin
 
@@ -209,16 +298,18 @@ class Pipeline:
         decision = chosen.decide(scored.columns)
         labels = np.where(answerable, decision.labels, np.int8(Label.UNSPECIFIED)).astype(np.int8)
         seconds["policy"] = time.perf_counter() - begin
-        return Results(ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds)
+        return Results(
+            ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds, scored.replica
+        )
 
-    def drop_corpus(self, corpus: str) -> None:
+    def drop_corpus(self, corpus: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Forgets every document of a corpus; does nothing if there is no such corpus.
 
         Raises:
             IndexUnavailable: the index cannot be reached, or there is none.
             RequestError: the name is empty or too long.
         """
-        self._open_index().drop_corpus(corpus)
+        self._open_index().of(tenant).drop_corpus(corpus)
 
     def remember(self, documents: Sequence[Document], corpus: str) -> None:
         """Puts documents into a corpus without scoring them, as if they had been kept.
@@ -268,6 +359,7 @@ class Pipeline:
         policy: Policy,
         corpus: str | None,
         degrade: bool,
+        tenant: str,
     ) -> list[str | None]:
         """Fills the duplicate columns; marks reused ids in `errors`; returns whom each document repeats."""
         n = len(ids)
@@ -283,7 +375,9 @@ class Pipeline:
                 kept = policy.decide(scored.columns, ignore=_DUPLICATE_NAMES, reasons=False).labels != Label.DROP
                 insert = kept[rows]
             try:
-                found = self._store.check_and_insert(corpus, [ids[i] for i in rows], scored.signatures[rows], insert)
+                found = self._store.of(tenant).check_and_insert(
+                    corpus, [ids[i] for i in rows], scored.signatures[rows], insert
+                )
             except IndexUnavailable:
                 if not degrade:
                     raise

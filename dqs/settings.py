@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -52,10 +52,69 @@ class Settings(BaseSettings):
     batch_documents: int = Field(1024, ge=1, description="Most documents that are scored together.")
     batch_wait_ms: float = Field(2.0, ge=0, description="How long a batch waits to fill up.")
     max_pending_bytes: int = Field(256 * MIB, ge=MIB, description="Text that may wait for scoring, over all calls.")
+    max_pending_documents: int = Field(
+        262_144, ge=1, description="Documents that may wait for scoring, over all calls."
+    )
+    tenant_max_pending_bytes: int = Field(
+        128 * MIB, ge=MIB, description="Text of one tenant that may wait for scoring."
+    )
+    tenant_max_pending_documents: int = Field(
+        131_072, ge=1, description="Documents of one tenant that may wait for scoring."
+    )
+    max_calls: int = Field(1024, ge=1, description="Unary calls open at a time.")
+    max_streams: int = Field(1024, ge=1, description="Streams open at a time.")
+    tenant_max_streams: int = Field(256, ge=1, description="Streams of one tenant open at a time.")
     stream_window_documents: int = Field(4096, ge=1, description="Unanswered documents that one stream may hold.")
     stream_window_bytes: int = Field(16 * MIB, ge=1024, description="Unanswered text that one stream may hold.")
-    score_threads: int = Field(1, ge=1, description="Batches scored at the same time.")
+    stream_max_age_s: float = Field(
+        1800.0, ge=0, description="After this time a stream is asked to reopen, so that load spreads; 0 for never."
+    )
+    stream_resume_s: float = Field(30.0, ge=0, description="How long a broken stream's answers wait for its client.")
+    score_threads: int = Field(1, ge=1, description="Batches scored at the same time in this process.")
+    workers: int = Field(0, ge=0, description="Ray actors that score; 0 scores in this process.")
+    max_workers: int | None = Field(
+        None, ge=1, description="Ray actors that may score when text waits; unset keeps their number at `workers`."
+    )
+    gpu_workers: int = Field(0, ge=0, description="Ray actors on GPUs that score besides.")
+    max_gpu_workers: int | None = Field(
+        None, ge=1, description="Ray actors on GPUs when text waits; unset keeps their number at `gpu_workers`."
+    )
+    worker_cpus: float = Field(1.0, ge=0, description="Processors that each Ray actor asks Ray for.")
+    worker_gpus: float = Field(1.0, gt=0, description="GPUs that each Ray actor on a GPU asks Ray for.")
+    worker_batches: int = Field(2, ge=1, description="Batches that one Ray actor holds: one in work, the others next.")
+    worker_start_timeout_s: float = Field(120.0, gt=0, description="Longest start of a Ray actor, models included.")
+    worker_grow_bytes: int = Field(
+        4 * MIB, ge=1, description="Waiting text per Ray actor from which on there are too few."
+    )
+    worker_grow_s: float = Field(2.0, ge=0, description="How long there must be too few before one more is started.")
+    worker_shrink_s: float = Field(60.0, ge=0, description="How long one must be idle before it is stopped.")
+    ray_address: str | None = Field(None, description="HOST:PORT of a running Ray cluster; unset starts Ray here.")
+    tls_cert: Path | None = Field(None, description="Certificate chain that `dqs serve` shows, PEM.")
+    tls_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
+    tls_client_ca: Path | None = Field(None, description="Authorities whose client certificates are asked for, PEM.")
+    tokens: Path | None = Field(None, description="File of tenants and the hashes of their tokens; see `dqs tokens`.")
+    insecure: bool = Field(False, description="Serve a public address without TLS and tokens all the same.")
+    reflection: bool = Field(True, description="Answer gRPC reflection.")
+    health_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for gRPC health checks without TLS and tokens; unset for none of its own.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that the metrics are served on.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port for Prometheus metrics over HTTP; unset serves none."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Form of log lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
+    trace_endpoint: str | None = Field(None, description="URL of an OTLP collector for traces; unset traces nothing.")
     drain_s: float = Field(20.0, ge=0, description="Time that open calls have to finish after a stop signal.")
+    server_token_file: Path | None = Field(None, description="File with the token that `dqs score --server` sends.")
+    server_ca: Path | None = Field(
+        None, description="Authorities that the server's certificate is checked against, PEM."
+    )
+    server_cert: Path | None = Field(None, description="Certificate that `dqs score --server` shows, PEM.")
+    server_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
 
     @classmethod
     def settings_customise_sources(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dqs.index.signature import SignatureParameters, sign
-from dqs.pipeline import Scored
+from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
 from dqs.scorer import ScoreColumns, Scorer, Signal
 from dqs.text import TextBatch
 
@@ -20,21 +20,32 @@ class InlineExecutor:
     Args:
         scorers: in an order that respects `needs`.
         signature: parameters of the duplicate index; None leaves signatures out.
+        models: what the scorers answer with.
+        threads: how many batches are scored at once.
     """
 
-    def __init__(self, scorers: Sequence[Scorer], signature: SignatureParameters | None) -> None:
+    def __init__(
+        self,
+        scorers: Sequence[Scorer],
+        signature: SignatureParameters | None,
+        models: Sequence[ModelInfo] = (),
+        threads: int = 1,
+    ) -> None:
         self._scorers = tuple(scorers)
         self._signature = signature
+        self.models = list(models)
+        self.max_slots = threads
         self.signals: list[Signal] = [signal for scorer in scorers for signal in scorer.signals]
 
-    def score(self, utf8: NDArray[np.uint8], byte_offsets: NDArray[np.int64], languages: Sequence[str]) -> Scored:
-        """Scores documents that lie end to end in one buffer.
-
-        Args:
-            utf8: uint8[bytes].
-            byte_offsets: int64[n + 1].
-            languages: the caller's language per document, "" where unknown.
-        """
+    def score(
+        self,
+        utf8: NDArray[np.uint8],
+        byte_offsets: NDArray[np.int64],
+        languages: Sequence[str],
+        *,
+        signatures: bool = True,
+    ) -> Scored:
+        """Scores documents that lie end to end in one buffer; see `dqs.pipeline.Executor`."""
         seconds: dict[str, float] = {}
         begin = time.perf_counter()
         batch = TextBatch.from_buffer(utf8, byte_offsets)
@@ -46,8 +57,19 @@ class InlineExecutor:
             scorer.score(batch, columns)
             now = time.perf_counter()
             seconds[scorer.name] = now - begin
-        signatures = None
-        if self._signature is not None:
-            signatures = sign(batch, self._signature)
+        signed = None
+        if signatures and self._signature is not None:
+            signed = sign(batch, self._signature)
             seconds["signature"] = time.perf_counter() - now
-        return Scored(columns=columns, valid=batch.valid, signatures=signatures, seconds=seconds)
+        return Scored(columns=columns, valid=batch.valid, signatures=signed, seconds=seconds)
+
+    def status(self) -> ExecutorStatus:
+        """Always ready."""
+        here = Replica("inline", "inline", "this process", ready=True, pending_bytes=0, restarts=0)
+        return ExecutorStatus(slots=self.max_slots, replicas=(here,))
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Nothing ever changes."""
+
+    def note_waiting(self, text_bytes: int) -> None:
+        """There are no replicas to choose the number of."""

@@ -209,6 +209,23 @@ class DuplicateStore:
         self._grow = client.register_script((folder / "grow.lua").read_bytes())
         self._layouts: dict[str, _Layout] = {}
         self._lock = threading.Lock()
+        self._tenants: dict[str, DuplicateStore] = {tenant: self}
+
+    def of(self, tenant: str) -> DuplicateStore:
+        """The corpora of another tenant on the same server, through the same client.
+
+        Args:
+            tenant: name; anything of at most `MAX_NAME_BYTES`.
+        """
+        with self._lock:
+            store = self._tenants.get(tenant)
+            if store is None:
+                store = DuplicateStore(
+                    self._client, self.parameters, tenant=tenant, group_documents=self._group_documents
+                )
+                store._tenants = self._tenants
+                self._tenants[tenant] = store
+            return store
 
     def check_and_insert(
         self, corpus: str, ids: Sequence[str], signatures: Signatures, insert: NDArray[np.bool_]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 
 from dqs.server import codec
 from dqs.server.batcher import Batcher
-from dqs.server.status import Context, guarded
+from dqs.server.calls import Call, Gate
+from dqs.server.status import Context
 from dqs.v1 import corpus_pb2
 
 if TYPE_CHECKING:
@@ -30,9 +32,11 @@ class CorpusServicer:
     Args:
         pipeline: holds the index.
         batcher: scores what may still go into a corpus.
+        gate: lets calls in.
     """
 
-    def __init__(self, pipeline: Pipeline, batcher: Batcher) -> None:
+    def __init__(self, pipeline: Pipeline, batcher: Batcher, gate: Gate) -> None:
+        self._gate = gate
         self._pipeline = pipeline
         self._batcher = batcher
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dqs-corpus")
@@ -45,17 +49,18 @@ class CorpusServicer:
 
     async def drop_corpus(self, raw: bytes, context: Context) -> bytes:
         """Answers a DropCorpusRequest."""
-        return await guarded(context, self._drop_corpus(raw))
+        return await self._gate.answer(context, "DropCorpus", partial(self._drop_corpus, raw))
 
     def close(self) -> None:
         """Ends the thread after the drop that it is at."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    async def _drop_corpus(self, raw: bytes) -> bytes:
+    async def _drop_corpus(self, raw: bytes, call: Call) -> bytes:
         corpus = codec.parse_drop_corpus_request(raw)
         # A batch in a scoring thread goes on when its caller leaves, and would bring the corpus back.
         await self._batcher.settle(corpus)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._executor, self._pipeline.drop_corpus, corpus)
+        drop = partial(self._pipeline.drop_corpus, corpus, tenant=call.tenant.name)
+        await loop.run_in_executor(self._executor, drop)
         raw_response: bytes = corpus_pb2.DropCorpusResponse().SerializeToString()
         return raw_response

@@ -24,6 +24,7 @@ from grpc_reflection.v1alpha import reflection
 import dqs
 from dqs.errors import ConfigError
 from dqs.server.batcher import Batcher
+from dqs.server.calls import Gate
 from dqs.server.codec import Encoder, Limits, encode_server_info
 from dqs.server.corpora import SERVICE_NAME as CORPUS_SERVICE_NAME
 from dqs.server.corpora import CorpusServicer
@@ -101,13 +102,15 @@ class ScoringServer:
             batch_documents=settings.batch_documents,
             wait_s=settings.batch_wait_ms / 1000,
         )
+        gate = Gate()
         self._servicer = ScoringServicer(
             limits,
             self._batcher,
             Encoder(pipeline.signals),
             encode_server_info(pipeline, limits, dqs.__version__),
+            gate,
         )
-        self._corpora = CorpusServicer(pipeline, self._batcher)
+        self._corpora = CorpusServicer(pipeline, self._batcher, gate)
         self._server.add_generic_rpc_handlers((self._servicer.handlers(), self._corpora.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names: Sequence[str] = (

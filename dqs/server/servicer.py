@@ -17,8 +17,9 @@ from dqs.errors import Overloaded, RequestError, Unavailable
 from dqs.server import codec
 from dqs.server.admission import Room
 from dqs.server.batcher import Batcher
+from dqs.server.calls import Call, Gate
 from dqs.server.codec import Encoder, Limits, Options, Piece, Request
-from dqs.server.status import Context, guarded
+from dqs.server.status import Context
 from dqs.v1 import scoring_pb2
 
 SERVICE_NAME: str = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
@@ -32,9 +33,11 @@ class ScoringServicer:
         batcher: scores what calls bring.
         encoder: writes answers.
         server_info: the encoded answer to GetServerInfo.
+        gate: lets calls in.
     """
 
-    def __init__(self, limits: Limits, batcher: Batcher, encoder: Encoder, server_info: bytes) -> None:
+    def __init__(self, limits: Limits, batcher: Batcher, encoder: Encoder, server_info: bytes, gate: Gate) -> None:
+        self._gate = gate
         self._limits = limits
         self._batcher = batcher
         self._encoder = encoder
@@ -60,27 +63,30 @@ class ScoringServicer:
 
     async def score_batch(self, raw: bytes, context: Context) -> bytes:
         """Answers a ScoreBatchRequest."""
-        return await guarded(context, self._score_batch(raw))
+        return await self._gate.answer(context, "ScoreBatch", partial(self._score_batch, raw))
 
     async def score_stream(self, _requests: Any, context: Context) -> None:
         """Answers ScoreStreamRequests for as long as they come."""
-        stream = _Stream(context, self._limits, self._batcher, self._encoder, self._room)
-        self._streams.add(stream)
-        try:
-            await guarded(context, stream.run())
-        finally:
-            self._streams.discard(stream)
+        await self._gate.answer(context, "ScoreStream", partial(self._score_stream, context))
 
     async def get_server_info(self, raw: bytes, context: Context) -> bytes:
         """Answers a GetServerInfoRequest."""
-        return await guarded(context, self._get_server_info(raw))
+        return await self._gate.answer(context, "GetServerInfo", partial(self._get_server_info, raw))
 
     def drain(self) -> None:
         """Lets every stream answer what it has read, and end."""
         for stream in self._streams:
             stream.drain()
 
-    async def _score_batch(self, raw: bytes) -> bytes:
+    async def _score_stream(self, context: Context, call: Call) -> None:
+        stream = _Stream(context, self._limits, self._batcher, self._encoder, self._room)
+        self._streams.add(stream)
+        try:
+            await stream.run()
+        finally:
+            self._streams.discard(stream)
+
+    async def _score_batch(self, raw: bytes, call: Call) -> bytes:
         request = codec.parse_batch_request(raw, self._limits)
         if not self._room.fits(request.text_bytes):
             raise Overloaded(
@@ -97,7 +103,7 @@ class ScoringServicer:
             self._room.give_back(*size)
         return self._encoder.batch_response(request, pieces)
 
-    async def _get_server_info(self, raw: bytes) -> bytes:
+    async def _get_server_info(self, raw: bytes, call: Call) -> bytes:
         codec.parse_server_info_request(raw)
         return self._server_info
 

@@ -58,16 +58,18 @@ class Document(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[bytes] = ..., language: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("policy", "corpus", "deduplication", "index_failure")
+    __slots__ = ("policy", "corpus", "deduplication", "index_failure", "timings")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     DEDUPLICATION_FIELD_NUMBER: _ClassVar[int]
     INDEX_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     corpus: str
     deduplication: Deduplication
     index_failure: IndexFailure
-    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ...) -> None: ...
+    timings: bool
+    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ..., timings: bool = ...) -> None: ...
 
 class DocumentError(_message.Message):
     __slots__ = ("code", "message")
@@ -98,20 +100,38 @@ class Result(_message.Message):
     def __init__(self, id: _Optional[str] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ..., language: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[_decision_pb2.Reason, _Mapping]]] = ..., duplicate_of: _Optional[str] = ..., toxicity_span_start: _Optional[int] = ..., toxicity_span_end: _Optional[int] = ..., error: _Optional[_Union[DocumentError, _Mapping]] = ...) -> None: ...
 
 class ScoredDocuments(_message.Message):
-    __slots__ = ("results", "signals", "signal_versions", "values", "missing", "policy")
+    __slots__ = ("results", "signals", "signal_versions", "values", "missing", "policy", "timings")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[Result]
     signals: _containers.RepeatedScalarFieldContainer[str]
     signal_versions: _containers.RepeatedScalarFieldContainer[int]
     values: _containers.RepeatedScalarFieldContainer[float]
     missing: _containers.RepeatedScalarFieldContainer[_decision_pb2.MissingReason]
     policy: str
-    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., signals: _Optional[_Iterable[str]] = ..., signal_versions: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., missing: _Optional[_Iterable[_Union[_decision_pb2.MissingReason, str]]] = ..., policy: _Optional[str] = ...) -> None: ...
+    timings: _containers.RepeatedCompositeFieldContainer[Timing]
+    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., signals: _Optional[_Iterable[str]] = ..., signal_versions: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., missing: _Optional[_Iterable[_Union[_decision_pb2.MissingReason, str]]] = ..., policy: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ...) -> None: ...
+
+class Timing(_message.Message):
+    __slots__ = ("documents", "queue_seconds", "score_seconds", "index_seconds", "policy_seconds", "replica")
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    documents: int
+    queue_seconds: float
+    score_seconds: float
+    index_seconds: float
+    policy_seconds: float
+    replica: str
+    def __init__(self, documents: _Optional[int] = ..., queue_seconds: _Optional[float] = ..., score_seconds: _Optional[float] = ..., index_seconds: _Optional[float] = ..., policy_seconds: _Optional[float] = ..., replica: _Optional[str] = ...) -> None: ...
 
 class ScoreBatchRequest(_message.Message):
     __slots__ = ("options", "documents")
@@ -128,14 +148,18 @@ class ScoreBatchResponse(_message.Message):
     def __init__(self, scored: _Optional[_Union[ScoredDocuments, _Mapping]] = ...) -> None: ...
 
 class ScoreStreamRequest(_message.Message):
-    __slots__ = ("options", "sequence", "documents")
+    __slots__ = ("options", "sequence", "documents", "stream_id", "acknowledged")
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_ID_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
     options: ScoreOptions
     sequence: int
     documents: _containers.RepeatedCompositeFieldContainer[Document]
-    def __init__(self, options: _Optional[_Union[ScoreOptions, _Mapping]] = ..., sequence: _Optional[int] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ...) -> None: ...
+    stream_id: str
+    acknowledged: int
+    def __init__(self, options: _Optional[_Union[ScoreOptions, _Mapping]] = ..., sequence: _Optional[int] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ..., stream_id: _Optional[str] = ..., acknowledged: _Optional[int] = ...) -> None: ...
 
 class ScoreStreamResponse(_message.Message):
     __slots__ = ("sequence", "acknowledged", "scored")

@@ -92,8 +92,14 @@ class ScoringServiceServicer(object):
         Every request message is answered by exactly one response message with the
         same sequence number, in any order. The server stops reading while the
         answers that it owes fill the window (`Limits.stream_window_*`), so a fast
-        writer or a slow reader is held back by flow control. A client that loses
-        the stream opens a new one and sends again what was not answered.
+        writer or a slow reader is held back by flow control.
+
+        A client that loses the stream opens a new one and sends again what it has
+        no answer to. Where it names the stream (`stream_id`) and reaches the same
+        server in time (`Limits.stream_resume_seconds`), what was read before is not
+        scored again: the answers that it missed are sent to it. A stream that has
+        grown old (`Limits.stream_max_age_seconds`) is read no further, answers what
+        it has read and ends with OK: open a new one under the same name at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

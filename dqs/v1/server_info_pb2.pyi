@@ -109,17 +109,39 @@ class MissingOutcome(_message.Message):
     def __init__(self, reason: _Optional[_Union[_decision_pb2.MissingReason, str]] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_batch_documents", "max_document_bytes", "stream_window_documents", "stream_window_bytes", "max_pending_bytes")
+    __slots__ = ("max_message_bytes", "max_batch_documents", "max_document_bytes", "stream_window_documents", "stream_window_bytes", "max_pending_bytes", "max_pending_documents", "tenant_max_pending_bytes", "tenant_max_pending_documents", "max_streams", "tenant_max_streams", "max_calls", "stream_max_age_seconds", "stream_resume_seconds", "batch_bytes", "batch_documents", "batch_wait_milliseconds")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_DOCUMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAM_WINDOW_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     STREAM_WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PENDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PENDING_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_MAX_PENDING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TENANT_MAX_PENDING_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_MAX_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_MAX_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_RESUME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BATCH_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_WAIT_MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_batch_documents: int
     max_document_bytes: int
     stream_window_documents: int
     stream_window_bytes: int
     max_pending_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_batch_documents: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., stream_window_documents: _Optional[int] = ..., stream_window_bytes: _Optional[int] = ..., max_pending_bytes: _Optional[int] = ...) -> None: ...
+    max_pending_documents: int
+    tenant_max_pending_bytes: int
+    tenant_max_pending_documents: int
+    max_streams: int
+    tenant_max_streams: int
+    max_calls: int
+    stream_max_age_seconds: float
+    stream_resume_seconds: float
+    batch_bytes: int
+    batch_documents: int
+    batch_wait_milliseconds: float
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_batch_documents: _Optional[int] = ..., max_document_bytes: _Optional[int] = ..., stream_window_documents: _Optional[int] = ..., stream_window_bytes: _Optional[int] = ..., max_pending_bytes: _Optional[int] = ..., max_pending_documents: _Optional[int] = ..., tenant_max_pending_bytes: _Optional[int] = ..., tenant_max_pending_documents: _Optional[int] = ..., max_streams: _Optional[int] = ..., tenant_max_streams: _Optional[int] = ..., max_calls: _Optional[int] = ..., stream_max_age_seconds: _Optional[float] = ..., stream_resume_seconds: _Optional[float] = ..., batch_bytes: _Optional[int] = ..., batch_documents: _Optional[int] = ..., batch_wait_milliseconds: _Optional[float] = ...) -> None: ...

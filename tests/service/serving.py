@@ -143,6 +143,11 @@ class GatedExecutor:
 
     def __init__(self, inner: InlineExecutor) -> None:
         self.signals = inner.signals
+        self.models = inner.models
+        self.max_slots = inner.max_slots
+        self.status = inner.status
+        self.subscribe = inner.subscribe
+        self.note_waiting = inner.note_waiting
         self._inner = inner
         self._open = threading.Event()
         self._open.set()
@@ -156,13 +161,20 @@ class GatedExecutor:
     def open_gate(self) -> None:
         self._open.set()
 
-    def score(self, utf8: NDArray[np.uint8], byte_offsets: NDArray[np.int64], languages: Sequence[str]) -> Scored:
+    def score(
+        self,
+        utf8: NDArray[np.uint8],
+        byte_offsets: NDArray[np.int64],
+        languages: Sequence[str],
+        *,
+        signatures: bool = True,
+    ) -> Scored:
         self.entered.put(len(languages))
         self.documents += len(languages)
         assert self._open.wait(60)
         if POISON in utf8.tobytes():
             raise ValueError(f"cannot score {utf8.tobytes()!r}")
-        return self._inner.score(utf8, byte_offsets, languages)
+        return self._inner.score(utf8, byte_offsets, languages, signatures=signatures)
 
 
 class LocalServer:
@@ -180,7 +192,7 @@ class LocalServer:
             self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())
         self.executor = GatedExecutor(InlineExecutor(scorers, self._store.parameters if self._store else None))
         policies = load_policies(None, {signal.name for signal in self.executor.signals} | DUPLICATE_NAMES)
-        self.pipeline = Pipeline(self.executor, policies, self._store, [], self.settings.max_document_bytes)
+        self.pipeline = Pipeline(self.executor, policies, self._store, self.settings.max_document_bytes)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
