@@ -1,0 +1,341 @@
+"""Prometheus metrics of one server: what is counted, and the HTTP server that shows it.
+
+Each server has a registry of its own. Batches and calls are counted on the event
+loop, once each and never per document; gauges are read when somebody scrapes, in
+the HTTP server's threads. No label ever holds a document's id or text.
+
+This module knows nothing of gRPC or of how a server is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
+from prometheus_client.registry import Collector
+
+import dqs
+from dqs.data import Label, Missing
+from dqs.errors import ConfigError, DocumentError
+from dqs.pipeline import Replica, Results
+
+DECISIONS: Mapping[Label, str] = MappingProxyType(
+    {Label.UNSPECIFIED: "error", Label.KEEP: "keep", Label.DROP: "drop", Label.REVIEW: "review"}
+)
+"""Label -> value of the label `decision`."""
+
+WATCHED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "pending_documents": ("dqs_pending_docs", "Documents taken in and not yet answered."),
+        "pending_bytes": ("dqs_pending_bytes", "Bytes of text taken in and not yet answered."),
+        "oldest_s": ("dqs_queue_oldest_seconds", "How long the oldest document that no worker has yet has waited."),
+        "streams": ("dqs_inflight_streams", "Open streams."),
+        "calls": ("dqs_inflight_calls", "Open unary calls."),
+        "slots": ("dqs_executor_slots", "Batches that the workers take at once now; 0 while nobody can score."),
+    }
+)
+"""Name for `Metrics.watch` -> name of the gauge, and what it means."""
+
+_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+_CALL_SECONDS = (*_SECONDS[3:], 300, 1800, 7200)
+"""Streams live for up to hours."""
+_DOCUMENTS = tuple(1 << exponent for exponent in range(13))
+_BYTES = tuple(1 << exponent for exponent in range(10, 25))
+_CLIENT_TIMEOUT_S = 10
+
+
+class Metrics:
+    """Counts what one server does.
+
+    `call`, `answered`, `batch` and `dropped` are for the event loop; `watch` and
+    `watch_replicas` take functions that any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self.registry = _Registry()
+        """What the HTTP server shows."""
+        self._requests = Counter("dqs_requests", "Calls that have ended.", ("method", "code"), registry=self.registry)
+        self._request_seconds = Histogram(
+            "dqs_request_seconds", "From a call's start to its end.", ("method",),
+            buckets=_CALL_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._docs = Counter(
+            "dqs_docs", "Documents that have been answered.", ("tenant", "decision"), registry=self.registry
+        )
+        self._doc_errors = Counter(
+            "dqs_doc_errors", "Documents that have been answered with an error.", ("code",), registry=self.registry
+        )
+        self._degraded_docs = Counter(
+            "dqs_degraded_docs", "Documents answered without knowing whether they are duplicates.",
+            registry=self.registry,
+        )  # fmt: skip
+        self._text_bytes = Counter("dqs_text_bytes", "Bytes of text that have been scored.", registry=self.registry)
+        self._batches = Counter("dqs_batches", "Batches that have been scored.", registry=self.registry)
+        self._batch_documents = Histogram(
+            "dqs_batch_documents", "Documents per batch.", buckets=_DOCUMENTS, registry=self.registry
+        )
+        self._batch_bytes = Histogram(
+            "dqs_batch_bytes", "Bytes of text per batch.", buckets=_BYTES, registry=self.registry
+        )
+        self._failures = Counter(
+            "dqs_failures", "Documents given back unscored; the caller got an error or had gone.", ("reason",),
+            registry=self.registry,
+        )  # fmt: skip
+        self._queue_seconds = Histogram(
+            "dqs_queue_seconds", "From a request's arrival to the start of the batch that took it, or a part of it.",
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._compute_seconds = Histogram(
+            "dqs_compute_seconds",
+            "Per batch: score (all of the stay with a worker), index, policy, and the worker's own stages.",
+            ("stage",), buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self._redis_errors = Counter(
+            "dqs_redis_errors", "Batches for which the duplicate index could not be reached.", registry=self.registry
+        )
+        self._watched = _Watched()
+        self.registry.register(self._watched)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        # Children are looked up once; `labels` takes a lock and builds a tuple of strings each time.
+        self._request_children: dict[tuple[str, str], Counter] = {}
+        self._request_seconds_children: dict[str, Histogram] = {}
+        self._docs_children: dict[str, tuple[Counter, ...]] = {}
+        self._compute_children: dict[str, Histogram] = {}
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """Counts a call that has ended.
+
+        Args:
+            method: name of the RPC, one of ours.
+            code: name of the gRPC status code.
+            seconds: from its start to its end.
+        """
+        counter = self._request_children.get((method, code))
+        if counter is None:
+            counter = self._request_children[method, code] = self._requests.labels(method, code)
+        counter.inc()
+        histogram = self._request_seconds_children.get(method)
+        if histogram is None:
+            histogram = self._request_seconds_children[method] = self._request_seconds.labels(method)
+        histogram.observe(seconds)
+
+    def answered(self, tenant: str, outcome: Results | DocumentError, start: int, stop: int) -> None:
+        """Counts documents that got their answers.
+
+        Args:
+            tenant: name of the tenant.
+            outcome: verdicts of a batch, or the one error of all these documents.
+            start: first document, as an index into the batch.
+            stop: past the last one.
+        """
+        decisions = self._docs_children.get(tenant)
+        if decisions is None:
+            decisions = tuple(self._docs.labels(tenant, DECISIONS[label]) for label in Label)
+            self._docs_children[tenant] = decisions
+        if isinstance(outcome, DocumentError):
+            decisions[Label.UNSPECIFIED].inc(stop - start)
+            self._doc_errors.labels(outcome.code.value).inc(stop - start)
+            return
+        counts = np.bincount(outcome.labels[start:stop], minlength=len(decisions)).tolist()
+        for decision, count in zip(decisions, counts, strict=True):
+            if count:
+                decision.inc(count)
+        if counts[Label.UNSPECIFIED]:
+            for error in outcome.errors[start:stop]:
+                if error is not None:
+                    self._doc_errors.labels(error.code.value).inc()
+
+    def batch(self, queue_s: Sequence[float], results: Results, text_bytes: int) -> None:
+        """Counts a batch that has been scored.
+
+        Args:
+            queue_s: seconds that each request in it, or part of one, had waited.
+            results: its verdicts.
+            text_bytes: its text.
+        """
+        self._batches.inc()
+        self._text_bytes.inc(text_bytes)
+        self._batch_documents.observe(len(results))
+        self._batch_bytes.observe(text_bytes)
+        for seconds in queue_s:
+            self._queue_seconds.observe(seconds)
+        for stage, seconds in results.seconds.items():
+            histogram = self._compute_children.get(stage)
+            if histogram is None:
+                histogram = self._compute_children[stage] = self._compute_seconds.labels(stage)
+            histogram.observe(seconds)
+        missing = results.columns.missing.get("duplicate_similarity")
+        if missing is not None and len(missing):
+            unknown = int(np.count_nonzero(missing == Missing.UNAVAILABLE))
+            if unknown:
+                self._degraded_docs.inc(unknown)
+            if unknown or bool((missing == Missing.PRESENT).any()):
+                self._watched.degraded = bool(unknown)
+
+    def dropped(self, reason: str, documents: int) -> None:
+        """Counts documents that got no verdict because of something outside them.
+
+        Args:
+            reason: one word, such as "deadline", "cancelled", "overloaded".
+            documents: how many.
+        """
+        self._failures.labels(reason).inc(documents)
+
+    def redis_failed(self) -> None:
+        """Counts a batch for which the duplicate index could not be reached."""
+        self._redis_errors.inc()
+
+    def watch(self, name: str, read: Callable[[], float]) -> None:
+        """Shows a gauge.
+
+        Args:
+            name: a key of `WATCHED`.
+            read: gives its value; called from the HTTP server's threads, so it must be quick and take no lock for long.
+
+        Raises:
+            KeyError: there is no such gauge.
+        """
+        self._watched.gauges[WATCHED[name]] = read
+
+    def watch_replicas(self, read: Callable[[], Sequence[Replica]]) -> None:
+        """Shows the scorer processes.
+
+        Args:
+            read: gives those that there are now; called from the HTTP server's threads.
+        """
+        self._watched.replicas = read
+
+
+class _Registry(CollectorRegistry):
+    """A registry without the `_created` twin of every series, which doubles the page and says nothing new."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+
+class _Watched(Collector):
+    """Gauges that are read when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self.gauges: dict[tuple[str, str], Callable[[], float]] = {}
+        self.replicas: Callable[[], Sequence[Replica]] | None = None
+        self.degraded = False
+
+    def collect(self) -> Iterable[Metric]:
+        build = GaugeMetricFamily("dqs_build_info", "The version that runs; always 1.", labels=("version",))
+        build.add_metric((dqs.__version__,), 1)
+        yield build
+        yield GaugeMetricFamily(
+            "dqs_degraded", "1 while batches are answered without the duplicate index, else 0.", value=self.degraded
+        )
+        for (name, documentation), read in list(self.gauges.items()):
+            yield GaugeMetricFamily(name, documentation, value=read())
+        if self.replicas is not None:
+            yield from _replica_metrics(self.replicas())
+
+
+def _replica_metrics(replicas: Sequence[Replica]) -> Iterable[Metric]:
+    counts = GaugeMetricFamily("dqs_replicas", "Scorer processes.", labels=("pool", "state"))
+    ready = GaugeMetricFamily(
+        "dqs_replica_ready", "1 once a real batch has passed through it, else 0.", labels=("replica", "pool", "node")
+    )
+    pending = GaugeMetricFamily("dqs_replica_pending_bytes", "Bytes of text that it holds.", labels=("replica",))
+    restarts = CounterMetricFamily("dqs_replica_restarts", "How often it has died.", labels=("replica",))
+    states: dict[tuple[str, str], int] = {}
+    for replica in replicas:
+        # Both states of a pool are always there, so that an alert on 0 finds a series.
+        for state, here in (("ready", replica.ready), ("starting", not replica.ready)):
+            states[replica.pool, state] = states.get((replica.pool, state), 0) + here
+        ready.add_metric((replica.name, replica.pool, replica.node), replica.ready)
+        pending.add_metric((replica.name,), replica.pending_bytes)
+        restarts.add_metric((replica.name,), replica.restarts)
+    for labels, count in states.items():
+        counts.add_metric(labels, count)
+    return counts, ready, pending, restarts
+
+
+class MetricsServer:
+    """Answers GET /metrics until it is closed. Made by `serve_metrics`."""
+
+    def __init__(self, server: _HttpServer) -> None:
+        self._server = server
+        self.address: tuple[str, int] = (str(server.server_address[0]), int(server.server_address[1]))
+        """Host and port."""
+        self._thread = threading.Thread(target=server.serve_forever, name="dqs-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answers no more; returns within a second."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
+    """Serves the metrics over HTTP in threads of their own.
+
+    Args:
+        metrics: what to show.
+        host: address to bind.
+        port: port to bind; 0 picks a free one.
+
+    Returns:
+        The server, to be closed at the end.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    show = make_wsgi_app(metrics.registry)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["PATH_INFO"] != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"The metrics are at /metrics.\n"]
+        return show(environ, start_response)
+
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        kind = type("_HttpServer", (_HttpServer,), {"address_family": family})
+        return MetricsServer(make_server(host, port, application, kind, handler_class=_Handler))
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot serve metrics on {host}:{port} ({error.strerror}): choose another metrics_host or metrics_port."
+        ) from error
+
+
+class _HttpServer(ThreadingWSGIServer):
+    def server_bind(self) -> None:
+        # Without the look-up of this machine's name, which can take seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing about a client that went away."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = _CLIENT_TIMEOUT_S
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is of the base class
+        """Says nothing about a scrape."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):
+            super().handle()
+
+
+__all__ = ["DECISIONS", "WATCHED", "Metrics", "MetricsServer", "serve_metrics"]
