@@ -10,8 +10,9 @@ This module knows nothing of gRPC and never looks into a text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 
 from dqs.data import Document, Missing, Reason
 from dqs.errors import DocumentError, DocumentErrorCode, RequestError
+from dqs.pipeline import DEFAULT_TENANT
 from dqs.scorer import Direction, Signal
 from dqs.v1 import corpus_pb2, decision_pb2, scoring_pb2, server_info_pb2
 
 if TYPE_CHECKING:
     from dqs.pipeline import Pipeline, Results
     from dqs.policy import Policy
+    from dqs.settings import Settings
 
 OPERATORS: Mapping[str, decision_pb2.Operator] = MappingProxyType(
     {
@@ -46,6 +49,7 @@ _DIRECTIONS: Mapping[Direction, server_info_pb2.Direction] = MappingProxyType(
 _ERROR_CODES: Mapping[DocumentErrorCode, scoring_pb2.DocumentErrorCode] = MappingProxyType(
     {code: scoring_pb2.DocumentErrorCode.Value(f"DOCUMENT_ERROR_CODE_{code.value}") for code in DocumentErrorCode}
 )
+_STREAM_ID = re.compile(r"[!-~]{16,64}")
 _LENGTH_DELIMITED = 2
 _VALUES_TAG = scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 _MISSING_TAG = scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
@@ -62,6 +66,17 @@ class Limits:
         stream_window_documents: most unanswered documents of one stream before it is read no further.
         stream_window_bytes: most unanswered bytes of text of one stream before it is read no further.
         max_pending_bytes: most bytes of text without an answer over all calls.
+        max_pending_documents: most documents without an answer over all calls.
+        tenant_max_pending_bytes: most bytes of text without an answer over the calls of one tenant.
+        tenant_max_pending_documents: most documents without an answer over the calls of one tenant.
+        max_streams: most open streams.
+        tenant_max_streams: most open streams of one tenant.
+        max_calls: most open unary calls.
+        stream_max_age_s: after this time a stream is asked to reopen, in seconds; 0 for never.
+        stream_resume_s: so long a broken stream's answers are kept, in seconds.
+        batch_bytes: bytes of text that are scored together.
+        batch_documents: most documents that are scored together.
+        batch_wait_ms: how long a document waits for others, in milliseconds.
     """
 
     max_message_bytes: int
@@ -70,6 +85,22 @@ class Limits:
     stream_window_documents: int
     stream_window_bytes: int
     max_pending_bytes: int
+    max_pending_documents: int
+    tenant_max_pending_bytes: int
+    tenant_max_pending_documents: int
+    max_streams: int
+    tenant_max_streams: int
+    max_calls: int
+    stream_max_age_s: float
+    stream_resume_s: float
+    batch_bytes: int
+    batch_documents: int
+    batch_wait_ms: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """The limits that settings ask for, under the same names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +111,18 @@ class Options:
         policy: name of the policy.
         corpus: where duplicates are looked for; None where they are not.
         degrade: score without duplication while the index cannot be reached, instead of failing.
+        timings: say where the time went, and who scored.
+        tenant: whose call it is.
     """
 
-    policy: str
-    corpus: str | None
-    degrade: bool
+    policy: str = "default"
+    corpus: str | None = "default"
+    degrade: bool = False
+    timings: bool = False
+    tenant: str = DEFAULT_TENANT
 
 
-DEFAULT_OPTIONS = Options(policy="default", corpus="default", degrade=False)
+DEFAULT_OPTIONS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +134,21 @@ class Request:
         sequence: sequence number of a stream's message, 0 in a unary request.
         documents: what it asks about.
         text_bytes: length of all texts together.
+        stream_id: names the stream beyond its connection; "" where the message does not.
+        acknowledged: the client has every answer up to this sequence number.
     """
 
     options: Options | None
     sequence: int
     documents: list[Document]
     text_bytes: int
+    stream_id: str = ""
+    acknowledged: int = 0
+
+    @property
+    def only_acknowledges(self) -> bool:
+        """Whether it asks nothing and is not to be answered."""
+        return self.acknowledged > 0 and not self.sequence and not self.documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +159,22 @@ class Piece:
         start: first of them in `results`.
         stop: past the last of them.
         outcome: where they are, or why scoring failed.
+        queue_s: how long the documents waited for their batch to leave, in seconds.
     """
 
     start: int
     stop: int
     outcome: Results | DocumentError
+    queue_s: float = 0.0
 
 
-def parse_batch_request(raw: bytes, limits: Limits) -> Request:
+def parse_batch_request(raw: bytes, limits: Limits, tenant: str = DEFAULT_TENANT) -> Request:
     """Parses a ScoreBatchRequest.
 
     Args:
         raw: the encoded message.
         limits: what it must keep to.
+        tenant: whose call it is.
 
     Returns:
         The request, with options.
@@ -138,15 +185,16 @@ def parse_batch_request(raw: bytes, limits: Limits) -> Request:
     message = scoring_pb2.ScoreBatchRequest()
     _parse(message, raw)
     documents = _documents(message.documents, limits)
-    return Request(_options(message.options), 0, documents, _text_bytes(documents))
+    return Request(_options(message.options, tenant), 0, documents, _text_bytes(documents))
 
 
-def parse_stream_request(raw: bytes, limits: Limits) -> Request:
+def parse_stream_request(raw: bytes, limits: Limits, tenant: str = DEFAULT_TENANT) -> Request:
     """Parses a ScoreStreamRequest.
 
     Args:
         raw: the encoded message.
         limits: what it must keep to.
+        tenant: whose call it is.
 
     Returns:
         The request; its options are None where the message has none.
@@ -156,9 +204,14 @@ def parse_stream_request(raw: bytes, limits: Limits) -> Request:
     """
     message = scoring_pb2.ScoreStreamRequest()
     _parse(message, raw)
-    options = _options(message.options) if message.HasField("options") else None
+    options = _options(message.options, tenant) if message.HasField("options") else None
+    stream_id = message.stream_id
+    if stream_id and not _STREAM_ID.fullmatch(stream_id):
+        raise RequestError(
+            "The stream's id is not 16 to 64 printable ASCII characters: send random ones, or none.", field="stream_id"
+        )
     documents = _documents(message.documents, limits)
-    return Request(options, message.sequence, documents, _text_bytes(documents))
+    return Request(options, message.sequence, documents, _text_bytes(documents), stream_id, message.acknowledged)
 
 
 def parse_server_info_request(raw: bytes) -> None:
@@ -208,7 +261,7 @@ def _parse(
         ) from None
 
 
-def _options(message: scoring_pb2.ScoreOptions) -> Options:
+def _options(message: scoring_pb2.ScoreOptions, tenant: str) -> Options:
     for field, enum in (
         ("deduplication", scoring_pb2.Deduplication),
         ("index_failure", scoring_pb2.IndexFailure),
@@ -223,6 +276,8 @@ def _options(message: scoring_pb2.ScoreOptions) -> Options:
         policy=message.policy or "default",
         corpus=None if message.deduplication == scoring_pb2.DEDUPLICATION_DISABLED else message.corpus or "default",
         degrade=message.index_failure == scoring_pb2.INDEX_FAILURE_DEGRADE,
+        timings=message.timings,
+        tenant=tenant,
     )
 
 
@@ -263,22 +318,30 @@ class Encoder:
         """
         response = scoring_pb2.ScoreBatchResponse()
         self._fill(response.scored, request, pieces)
+        if request.options is not None and request.options.timings:
+            _add_timings(response.scored, pieces)
         encoded: bytes = response.SerializeToString()
         return encoded
 
-    def stream_response(self, request: Request, pieces: Sequence[Piece], acknowledged: int) -> bytes:
+    def stream_response(
+        self, request: Request, pieces: Sequence[Piece], acknowledged: int, *, timings: bool = False
+    ) -> bytes:
         """Encodes a ScoreStreamResponse.
 
         Args:
             request: what is answered.
             pieces: answers to `request.documents`, all of them, in their order.
             acknowledged: highest sequence number up to which everything has been answered.
+            timings: whether the stream's options ask for timings; those of `request` are
+                None but in the first message.
 
         Returns:
             The encoded message.
         """
         response = scoring_pb2.ScoreStreamResponse(sequence=request.sequence, acknowledged=acknowledged)
         self._fill(response.scored, request, pieces)
+        if timings:
+            _add_timings(response.scored, pieces)
         encoded: bytes = response.SerializeToString()
         return encoded
 
@@ -344,6 +407,17 @@ def _add_error(target: scoring_pb2.ScoredDocuments, document_id: str, error: Doc
     result.error.message = error.message
 
 
+def _add_timings(target: scoring_pb2.ScoredDocuments, pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        added = target.timings.add(documents=piece.stop - piece.start, queue_seconds=piece.queue_s)
+        if not isinstance(piece.outcome, DocumentError):
+            seconds = piece.outcome.seconds
+            added.score_seconds = seconds["score"]
+            added.index_seconds = seconds["index"]
+            added.policy_seconds = seconds["policy"]
+            added.replica = piece.outcome.replica
+
+
 def _add_reason(result: scoring_pb2.Result, reason: Reason) -> None:
     added = result.reasons.add(
         rule=reason.rule,
@@ -388,6 +462,17 @@ def encode_server_info(pipeline: Pipeline, limits: Limits, version: str) -> byte
             stream_window_documents=limits.stream_window_documents,
             stream_window_bytes=limits.stream_window_bytes,
             max_pending_bytes=limits.max_pending_bytes,
+            max_pending_documents=limits.max_pending_documents,
+            tenant_max_pending_bytes=limits.tenant_max_pending_bytes,
+            tenant_max_pending_documents=limits.tenant_max_pending_documents,
+            max_streams=limits.max_streams,
+            tenant_max_streams=limits.tenant_max_streams,
+            max_calls=limits.max_calls,
+            stream_max_age_seconds=limits.stream_max_age_s,
+            stream_resume_seconds=limits.stream_resume_s,
+            batch_bytes=limits.batch_bytes,
+            batch_documents=limits.batch_documents,
+            batch_wait_milliseconds=limits.batch_wait_ms,
         ),
     )
     for signal in pipeline.signals:

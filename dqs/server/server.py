@@ -87,14 +87,7 @@ class ScoringServer:
             pipeline: what scores; a batch has gone through it already.
         """
         settings = self._settings
-        limits = Limits(
-            max_message_bytes=settings.max_message_bytes,
-            max_batch_documents=settings.max_batch_documents,
-            max_document_bytes=settings.max_document_bytes,
-            stream_window_documents=settings.stream_window_documents,
-            stream_window_bytes=settings.stream_window_bytes,
-            max_pending_bytes=settings.max_pending_bytes,
-        )
+        limits = Limits.of(settings)
         self._batcher = Batcher(
             pipeline,
             threads=settings.score_threads,

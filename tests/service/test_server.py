@@ -33,7 +33,7 @@ from tests.service.serving import CHINESE, ENGLISH, POISON, LocalServer, ServerP
 pytestmark = pytest.mark.xdist_group("service")
 
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
-CODEC_LIMITS = Limits(1 << 20, 300, 100_000, 400, 1 << 18, 1 << 20)
+CODEC_LIMITS = Limits.of(load_settings(max_batch_documents=300, max_document_bytes=100_000))
 
 
 @pytest.fixture
