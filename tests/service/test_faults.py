@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from dqs import Client, Missing
-from dqs.client import Timeouts, _failure
+from dqs.client import Timeouts
+from dqs.client._failures import failure_of
 from dqs.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -57,7 +58,7 @@ class TestErrors:
     @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
     def test_the_client_raises_what_the_server_meant(self, kind: type[DqsError]) -> None:
         error = DocumentError("INTERNAL", "A sentence.") if kind is DocumentError else kind("A sentence.")  # type: ignore[arg-type]
-        failure = _failure(FailedCall(error), "somewhere:1")
+        failure = failure_of(FailedCall(error), "somewhere:1")
 
         # A document's error is never that of a call; the root of the tree is INTERNAL.
         expected = {DqsError: InternalError, DocumentError: RequestError}.get(kind, kind)
@@ -81,7 +82,7 @@ class TestErrors:
     def test_a_status_without_details_has_a_type_too(self, code: str, kind: type[DqsError]) -> None:
         call = FailedCall(InternalError("words of gRPC's own"))
         call._code, call._trailing = grpc.StatusCode[code], ()
-        failure = _failure(call, "somewhere:1")
+        failure = failure_of(call, "somewhere:1")
 
         assert type(failure.error) is kind
         assert "somewhere:1" in failure.error.message

@@ -1,0 +1,167 @@
+"""What a failed call means, and whether to try it again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from dqs.errors import (
+    ConfigError,
+    CorpusMismatch,
+    DeadlineExceeded,
+    DqsError,
+    IndexUnavailable,
+    InternalError,
+    ModelError,
+    Overloaded,
+    PermissionDenied,
+    PolicyError,
+    RequestError,
+    Unauthenticated,
+    Unavailable,
+)
+from dqs.v1 import failure_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_ERRORS_BY_REASON: Mapping[str, type[DqsError]] = MappingProxyType(
+    {
+        error.reason: error
+        for error in (
+            PolicyError,
+            RequestError,
+            CorpusMismatch,
+            ConfigError,
+            ModelError,
+            Overloaded,
+            IndexUnavailable,
+            Unavailable,
+            Unauthenticated,
+            PermissionDenied,
+            DeadlineExceeded,
+            InternalError,
+        )
+    }
+)
+_ERRORS_BY_STATUS: Mapping[grpc.StatusCode, type[DqsError]] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT: RequestError,
+        grpc.StatusCode.FAILED_PRECONDITION: ConfigError,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
+        grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+        grpc.StatusCode.UNIMPLEMENTED: RequestError,
+    }
+)
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed call means.
+
+    Attributes:
+        error: what to raise.
+        may_retry: whether the same call may succeed later, and repeating it is safe.
+        retry_after_s: how long the server asks to wait.
+    """
+
+    error: DqsError
+    may_retry: bool
+    retry_after_s: float
+
+
+class Patience:
+    """Decides whether and when to try again: with growing pauses, until no answer came for too long."""
+
+    def __init__(self, retry_s: float) -> None:
+        self._retry_s = retry_s
+        self._backoff_s = _FIRST_BACKOFF_S
+        self._since_s: float | None = None
+        """When the first failure after the last answer was."""
+
+    def reset(self) -> None:
+        """Counts an answer."""
+        self._since_s = None
+        self._backoff_s = _FIRST_BACKOFF_S
+
+    def pause_s(self, failure: Failure) -> float:
+        """How long to wait before the next try.
+
+        Raises:
+            DqsError: there is no use in one, or patience has ended.
+        """
+        now_s = time.monotonic()
+        if self._since_s is None:
+            self._since_s = now_s
+        if not failure.may_retry or now_s - self._since_s >= self._retry_s:
+            raise failure.error
+        pause_s = max(self._backoff_s, failure.retry_after_s) * random.uniform(1.0, 1.5)
+        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+        return pause_s
+
+
+def failure_of(error: grpc.RpcError, target: str) -> Failure:
+    """Translates a failed call by the package's table."""
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or code.name
+    reason = ""
+    retry_after_s: float | None = None
+    for key, value in error.trailing_metadata() or ():
+        if key != _DETAILS_KEY:
+            continue
+        for detail in parsed(failure_pb2.Failure, value).details:
+            kind = detail.type_url.rpartition("/")[2]
+            if kind == "google.rpc.ErrorInfo":
+                reason = parsed(failure_pb2.FailureInfo, detail.value).reason
+            elif kind == "google.rpc.RetryInfo":
+                delay = parsed(failure_pb2.RetryAfter, detail.value).retry_delay
+                retry_after_s = delay.seconds + delay.nanos / 1e9
+    kind_of_error = _ERRORS_BY_REASON.get(reason) or _ERRORS_BY_STATUS.get(code, InternalError)
+    if not reason:  # from gRPC itself, which names no server
+        message = f"The call to {target} failed ({code.name}): {message}"
+    return Failure(
+        kind_of_error(message),
+        may_retry=code == grpc.StatusCode.UNAVAILABLE or retry_after_s is not None,
+        retry_after_s=retry_after_s or 0.0,
+    )
+
+
+class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
+    """The server ended a stream in good order while answers were owed."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "the server ended the stream"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+def no_answer(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"No answer came for {timeout_s:g} s: look at the server, or allow more with `answer_s`.")
+
+
+def parsed(kind: Any, raw: bytes) -> Any:
+    """A message of the wire.
+
+    Raises:
+        InternalError: the server sent something else.
+    """
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        raise InternalError(
+            f"The server sent what is no {kind.DESCRIPTOR.full_name}: is a DQS server of this version there?"
+        ) from None
