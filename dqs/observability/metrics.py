@@ -13,16 +13,19 @@ import contextlib
 import socket
 import socketserver
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, GCCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import ThreadingWSGIServer, make_wsgi_app
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 import dqs
 from dqs.data import Label, Missing
@@ -52,6 +55,7 @@ _CALL_SECONDS = (*_SECONDS[3:], 300, 1800, 7200)
 _DOCUMENTS = tuple(1 << exponent for exponent in range(13))
 _BYTES = tuple(1 << exponent for exponent in range(10, 25))
 _CLIENT_TIMEOUT_S = 10
+_PRESENT, _UNAVAILABLE = int(Missing.PRESENT), int(Missing.UNAVAILABLE)
 
 
 class Metrics:
@@ -65,10 +69,9 @@ class Metrics:
         self.registry = _Registry()
         """What the HTTP server shows."""
         self._requests = Counter("dqs_requests", "Calls that have ended.", ("method", "code"), registry=self.registry)
-        self._request_seconds = Histogram(
-            "dqs_request_seconds", "From a call's start to its end.", ("method",),
-            buckets=_CALL_SECONDS, registry=self.registry,
-        )  # fmt: skip
+        self._request_seconds = self._histogram(
+            "dqs_request_seconds", "From a call's start to its end.", _CALL_SECONDS, "method"
+        )
         self._docs = Counter(
             "dqs_docs", "Documents that have been answered.", ("tenant", "decision"), registry=self.registry
         )
@@ -81,25 +84,23 @@ class Metrics:
         )  # fmt: skip
         self._text_bytes = Counter("dqs_text_bytes", "Bytes of text that have been scored.", registry=self.registry)
         self._batches = Counter("dqs_batches", "Batches that have been scored.", registry=self.registry)
-        self._batch_documents = Histogram(
-            "dqs_batch_documents", "Documents per batch.", buckets=_DOCUMENTS, registry=self.registry
-        )
-        self._batch_bytes = Histogram(
-            "dqs_batch_bytes", "Bytes of text per batch.", buckets=_BYTES, registry=self.registry
-        )
+        self._batch_documents = self._histogram("dqs_batch_documents", "Documents per batch.", _DOCUMENTS)
+        self._batch_bytes = self._histogram("dqs_batch_bytes", "Bytes of text per batch.", _BYTES)
         self._failures = Counter(
             "dqs_failures", "Documents given back unscored; the caller got an error or had gone.", ("reason",),
             registry=self.registry,
         )  # fmt: skip
-        self._queue_seconds = Histogram(
-            "dqs_queue_seconds", "From a request's arrival to the start of the batch that took it, or a part of it.",
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
-        self._compute_seconds = Histogram(
+        self._queue_seconds = self._histogram(
+            "dqs_queue_seconds",
+            "From a request's arrival to the start of the batch that took it, or a part of it.",
+            _SECONDS,
+        )
+        self._compute_seconds = self._histogram(
             "dqs_compute_seconds",
             "Per batch: score (all of the stay with a worker), index, policy, and the worker's own stages.",
-            ("stage",), buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+            _SECONDS,
+            "stage",
+        )
         self._redis_errors = Counter(
             "dqs_redis_errors", "Batches for which the duplicate index could not be reached.", registry=self.registry
         )
@@ -109,9 +110,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         # Children are looked up once; `labels` takes a lock and builds a tuple of strings each time.
         self._request_children: dict[tuple[str, str], Counter] = {}
-        self._request_seconds_children: dict[str, Histogram] = {}
         self._docs_children: dict[str, tuple[Counter, ...]] = {}
-        self._compute_children: dict[str, Histogram] = {}
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """Counts a call that has ended.
@@ -125,10 +124,7 @@ class Metrics:
         if counter is None:
             counter = self._request_children[method, code] = self._requests.labels(method, code)
         counter.inc()
-        histogram = self._request_seconds_children.get(method)
-        if histogram is None:
-            histogram = self._request_seconds_children[method] = self._request_seconds.labels(method)
-        histogram.observe(seconds)
+        self._request_seconds.observe(seconds, method)
 
     def answered(self, tenant: str, outcome: Results | DocumentError, start: int, stop: int) -> None:
         """Counts documents that got their answers.
@@ -171,17 +167,20 @@ class Metrics:
         for seconds in queue_s:
             self._queue_seconds.observe(seconds)
         for stage, seconds in results.seconds.items():
-            histogram = self._compute_children.get(stage)
-            if histogram is None:
-                histogram = self._compute_children[stage] = self._compute_seconds.labels(stage)
-            histogram.observe(seconds)
+            self._compute_seconds.observe(seconds, stage)
         missing = results.columns.missing.get("duplicate_similarity")
-        if missing is not None and len(missing):
-            unknown = int(np.count_nonzero(missing == Missing.UNAVAILABLE))
-            if unknown:
-                self._degraded_docs.inc(unknown)
-            if unknown or bool((missing == Missing.PRESENT).any()):
-                self._watched.degraded = bool(unknown)
+        if missing is None:
+            return
+        codes = missing.tobytes()  # searching bytes takes a tenth of the time of comparing an array
+        unknown = 0
+        if _UNAVAILABLE in codes:
+            # A document with an error of its own has no value there either.
+            unknown = int(np.count_nonzero((missing == _UNAVAILABLE) & (results.labels != 0)))
+        if unknown:
+            self._degraded_docs.inc(unknown)
+            self.redis_failed()
+        elif _PRESENT in codes:
+            self._watched.degraded = False
 
     def dropped(self, reason: str, documents: int) -> None:
         """Counts documents that got no verdict because of something outside them.
@@ -193,8 +192,9 @@ class Metrics:
         self._failures.labels(reason).inc(documents)
 
     def redis_failed(self) -> None:
-        """Counts a batch for which the duplicate index could not be reached."""
+        """Counts a batch for which the duplicate index could not be reached; `batch` does so itself for its own."""
         self._redis_errors.inc()
+        self._watched.degraded = True
 
     def watch(self, name: str, read: Callable[[], float]) -> None:
         """Shows a gauge.
@@ -215,6 +215,52 @@ class Metrics:
             read: gives those that there are now; called from the HTTP server's threads.
         """
         self._watched.replicas = read
+
+    def _histogram(self, name: str, documentation: str, bounds: Sequence[float], label: str = "") -> _Histogram:
+        histogram = _Histogram(name, documentation, bounds, label)
+        self.registry.register(histogram)
+        return histogram
+
+
+class _Histogram(Collector):
+    """A histogram with one writer, so without a lock: a tenth of the cost of prometheus_client's own.
+
+    Args:
+        name: of the metric.
+        documentation: what it means.
+        bounds: upper bounds of its buckets but the last, which has none.
+        label: name of its label; "" for none.
+    """
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float], label: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._label = label
+        self._bounds = tuple(map(float, bounds))
+        self._names = (*map(floatToGoString, self._bounds), "+Inf")
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        if not label:
+            self._add("")
+
+    def observe(self, value: float, label_value: str = "") -> None:
+        """Counts a value; from one thread only."""
+        counts = self._counts.get(label_value) or self._add(label_value)
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[label_value] += value
+
+    def collect(self) -> Iterable[Metric]:
+        """The buckets as they are now; the sum may be one value ahead of or behind them."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=(self._label,) if self._label else None)
+        for label_value, counts in list(self._counts.items()):
+            buckets = list(zip(self._names, accumulate(list(counts)), strict=True))
+            family.add_metric((label_value,) if self._label else (), buckets, self._sums[label_value])
+        return (family,)
+
+    def _add(self, label_value: str) -> list[int]:
+        self._sums[label_value] = 0.0
+        self._counts[label_value] = [0] * len(self._names)
+        return self._counts[label_value]
 
 
 class _Registry(CollectorRegistry):
@@ -239,7 +285,9 @@ class _Watched(Collector):
         build.add_metric((dqs.__version__,), 1)
         yield build
         yield GaugeMetricFamily(
-            "dqs_degraded", "1 while batches are answered without the duplicate index, else 0.", value=self.degraded
+            "dqs_degraded",
+            "1 if the last batch that asked for duplicates could not reach the index, else 0.",
+            value=self.degraded,
         )
         for (name, documentation), read in list(self.gauges.items()):
             yield GaugeMetricFamily(name, documentation, value=read())
