@@ -50,15 +50,17 @@ def in_process(data: Path, megabytes: float, dedup: bool) -> float:
     base = load_settings()
     use_kernel_cache(base.data_dir)
     halves = [sample(data, language, megabytes / len(LANGUAGES)) for language in LANGUAGES]
-    with tempfile.TemporaryDirectory() as folder:
-        with build_pipeline(base.model_copy(update={"data_dir": Path(folder)})) as pipeline:
-            warm(pipeline)
-            pipeline.run(halves[0][:64], corpus="before")
-            begin = time.perf_counter()
-            for half in halves:
-                for start in range(0, len(half), MESSAGE_DOCUMENTS):
-                    pipeline.run(half[start : start + MESSAGE_DOCUMENTS], corpus="bench" if dedup else None)
-            seconds = time.perf_counter() - begin
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        build_pipeline(base.model_copy(update={"data_dir": Path(folder)})) as pipeline,
+    ):
+        warm(pipeline)
+        pipeline.run(halves[0][:64], corpus="before")
+        begin = time.perf_counter()
+        for half in halves:
+            for start in range(0, len(half), MESSAGE_DOCUMENTS):
+                pipeline.run(half[start : start + MESSAGE_DOCUMENTS], corpus="bench" if dedup else None)
+        seconds = time.perf_counter() - begin
     return sum(map(megabytes_of, halves)) / seconds
 
 
@@ -78,19 +80,9 @@ def in_process_on(cores: Sequence[int], data: Path, megabytes: float, dedup: boo
 def served(cores: Sequence[int], workers: int) -> Iterator[tuple[str, psutil.Process]]:
     """A `dqs serve` with all its processes on these cores: its address and process."""
     with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "dqs.cli", "serve", "--port", "0", "--data-dir", folder]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "dqs.cli",
-                "serve",
-                "--port",
-                "0",
-                "--data-dir",
-                folder,
-                "--workers",
-                str(workers),
-            ],  # fmt: skip
+            [*command, "--workers", str(workers)],
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
@@ -242,8 +234,8 @@ def main() -> None:
             show("One worker behind gRPC and Ray, MB/s", ("cores, index", "in-process", "served", "ratio"), rows)
         elif what == "latency":
             figures[what] = measure_latency(data)
-            rows = [(name, one["p50_ms"], one["p99_ms"]) for name, one in figures[what].items()]
-            show("One document on an idle service, ms", ("", "p50", "p99"), rows)
+            ms = [(name, one["p50_ms"], one["p99_ms"]) for name, one in figures[what].items()]
+            show("One document on an idle service, ms", ("", "p50", "p99"), ms)
         elif what == "kill":
             figures[what] = one = measure_kill(data, megabytes)
             shown = [(k, v) for k, v in one.items() if k != "rates_mb_per_s"]

@@ -113,6 +113,12 @@ class ServerProcess:
         assert line.startswith(READY_PREFIX), f"the server ended with {self._process.wait()}"
         self.address = line.removeprefix(READY_PREFIX).strip()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         """kill -9."""
         self._end(signal.SIGKILL)
