@@ -58,6 +58,23 @@ class Scored:
     replica: str = "inline"
 
 
+@dataclass(slots=True, eq=False)
+class Undecided:
+    """n documents on their way through the pipeline: scored, and neither looked up nor decided.
+
+    Attributes:
+        ids: id per document.
+        scored: what the executor returned.
+        errors: the document's error, or None.
+        seconds: time spent per stage so far.
+    """
+
+    ids: list[str]
+    scored: Scored
+    errors: list[DocumentError | None]
+    seconds: dict[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model that answers: its name, version, kind and the digest of its files."""
@@ -265,9 +282,24 @@ class Pipeline:
             IndexUnavailable: the index cannot be reached and `degrade` is false.
             CorpusMismatch: the corpus was made with other parameters.
         """
-        chosen = self.policy(policy)
+        self.policy(policy)
         if corpus is not None:
             self._open_index()
+        scored = self.score(documents, signatures=corpus is not None)
+        return self.decide(scored, policy=policy, corpus=corpus, degrade=degrade, tenant=tenant)
+
+    def score(self, documents: Sequence[Document], *, signatures: bool = True) -> Undecided:
+        """The first half of `run`: everything that depends on nothing but the documents.
+
+        Several batches may be scored at once and ahead of their turn.
+
+        Args:
+            documents: any number.
+            signatures: whether `decide` will be asked to look for duplicates.
+
+        Raises:
+            Unavailable: there is nobody to score now.
+        """
         errors = [self._check(document) for document in documents]
         texts = [b"" if error else document.text for document, error in zip(documents, errors, strict=True)]
         byte_offsets = np.zeros(len(texts) + 1, dtype=np.int64)
@@ -275,7 +307,7 @@ class Pipeline:
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
         begin = time.perf_counter()
         languages = [document.language for document in documents]
-        scored = self.executor.score(utf8, byte_offsets, languages, signatures=corpus is not None)
+        scored = self.executor.score(utf8, byte_offsets, languages, signatures=signatures)
         seconds = {**scored.seconds, "score": time.perf_counter() - begin}
         if scored.failed is not None:
             for i in np.flatnonzero(scored.failed).tolist():
@@ -286,7 +318,39 @@ class Pipeline:
             errors[i] = errors[i] or DocumentError(
                 DocumentErrorCode.INVALID_UTF8, "The text is not valid UTF-8; send it as UTF-8 bytes."
             )
-        ids = [document.id for document in documents]
+        return Undecided([document.id for document in documents], scored, errors, seconds)
+
+    def decide(
+        self,
+        undecided: Undecided,
+        *,
+        policy: str = "default",
+        corpus: str | None = "default",
+        degrade: bool = False,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Results:
+        """The second half of `run`: looks up, inserts and decides.
+
+        Verdicts about duplicates depend on the order of these calls. After an
+        `IndexUnavailable` it may be called again with the same documents.
+
+        Args:
+            undecided: what `score` returned, with signatures where there is a corpus.
+            policy: as for `run`.
+            corpus: as for `run`.
+            degrade: as for `run`.
+            tenant: as for `run`.
+
+        Raises:
+            PolicyError: there is no such policy.
+            IndexUnavailable: the index cannot be reached and `degrade` is false.
+            CorpusMismatch: the corpus was made with other parameters.
+        """
+        chosen = self.policy(policy)
+        if corpus is not None:
+            self._open_index()
+        scored, ids, errors = undecided.scored, undecided.ids, list(undecided.errors)
+        seconds = dict(undecided.seconds)
         answerable = np.array([error is None for error in errors], dtype=np.bool_)
 
         begin = time.perf_counter()
