@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Redis or Valkey to keep the duplicate index in; unset starts a private one."
     )
-    redis_timeout_s: float = Field(5.0, gt=0, description="Longest wait for one answer of Redis.")
+    redis_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for one answer of Redis, which is asked three times."
+    )
     max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest gRPC message taken.")
     max_document_bytes: int = Field(10 * MIB + 4096, ge=1024, description="Longest document scored.")
     max_batch_documents: int = Field(4096, ge=1, description="Most documents in one request message.")

@@ -31,6 +31,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +47,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from dqs.errors import ConfigError, CorpusMismatch, IndexUnavailable, RequestError
+from dqs.index.circuit import Circuit
 from dqs.index.signature import NORMALISER, SHINGLE_TOKENS, SignatureParameters, Signatures
 
 FORMAT_VERSION = 1
@@ -209,6 +211,7 @@ class DuplicateStore:
         self._grow = client.register_script((folder / "grow.lua").read_bytes())
         self._layouts: dict[str, _Layout] = {}
         self._lock = threading.Lock()
+        self._circuit = Circuit()
         self._tenants: dict[str, DuplicateStore] = {tenant: self}
 
     def of(self, tenant: str) -> DuplicateStore:
@@ -224,6 +227,7 @@ class DuplicateStore:
                     self._client, self.parameters, tenant=tenant, group_documents=self._group_documents
                 )
                 store._tenants = self._tenants
+                store._circuit = self._circuit
                 self._tenants[tenant] = store
             return store
 
@@ -285,7 +289,7 @@ class DuplicateStore:
         Raises:
             IndexUnavailable: Redis does not answer.
         """
-        with _translated():
+        with self._asking():
             stored = self._client.hget(self._base(corpus) + "header", "documents")
         return int(stored or 0)
 
@@ -301,7 +305,7 @@ class DuplicateStore:
         base = self._base(corpus)
         with self._lock:
             self._layouts.pop(corpus, None)
-        with _translated():
+        with self._asking():
             header: dict[Any, Any] = self._client.hgetall(base + "header")
             with self._client.pipeline(transaction=True) as pipeline:
                 if header:
@@ -337,7 +341,7 @@ class DuplicateStore:
             layout = self._open(corpus, base)
             prefix = f"{base}{layout.generation}:"
             keys: list[Any] = [base + "header", prefix + "records", *_bucket_keys(prefix, fingerprints, layout.buckets)]
-            with _translated():
+            with self._asking():
                 reply: list[Any] = self._check_and_insert(
                     keys=keys,
                     args=[
@@ -392,7 +396,7 @@ class DuplicateStore:
         news = _format_keys(prefix, np.broadcast_to(new, shape))
         keys: list[Any] = [base + "header", *chain.from_iterable(zip(olds, news, strict=True))]
         bit = before.bit_length() - 1
-        with _translated():
+        with self._asking():
             buckets = self._grow(
                 keys=keys,
                 args=[layout.generation, before, after, bit // 8, 1 << (bit % 8)],
@@ -412,6 +416,26 @@ class DuplicateStore:
                 for structure in range(structures):
                     pipeline.unlink(*_format_keys(prefix, numbers.reshape(-1, 1), first_structure=structure))
                 pipeline.execute()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Translates failures, and leaves a server alone that did not answer; see `Circuit`."""
+        if not self._circuit.admit():
+            raise IndexUnavailable("Redis did not answer a moment ago and is left alone for a while; try again shortly")
+        begin_s = time.monotonic()
+        try:
+            with _translated():
+                yield
+        except IndexUnavailable as error:
+            if isinstance(error.__context__, redis.ConnectionError | redis.TimeoutError):
+                self._circuit.fail(time.monotonic() - begin_s)
+            else:  # it answers, though not with what was asked for
+                self._circuit.succeed()
+            raise
+        except BaseException:
+            self._circuit.succeed()
+            raise
+        self._circuit.succeed()
 
     def _base(self, corpus: str) -> str:
         return f"dqs:{{{self._tenant}:{_key_name(corpus, 'corpus')}}}:"

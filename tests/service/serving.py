@@ -65,6 +65,12 @@ class Redis:
             assert time.monotonic() < give_up_s
             time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, CorpusMismatch, IndexUnavailable, RequestError
 from dqs.index import redis_store
+from dqs.index.circuit import MIN_OPEN_S
 from dqs.index.embedded import EmbeddedRedis, binary_version, find_binary, packaged_binary
 from dqs.index.redis_store import Duplicates, DuplicateStore, connect, persistence_warnings
 from dqs.index.signature import SignatureParameters, Signatures, sign
@@ -406,6 +407,8 @@ def test_a_killed_server_comes_back_with_everything_acknowledged(binary: Path, t
             try:
                 store.check_and_insert("c", ids, random_signatures(batch, seed=turn), ones(batch))
             except IndexUnavailable:
+                assert eventually(lambda: _answers(server.url))
+                time.sleep(MIN_OPEN_S)
                 continue
             acknowledged.append((turn, ids))
         assert 38 <= len(acknowledged) <= 40
