@@ -16,11 +16,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dqs.data import Document, Label, Missing, Reason, Verdict
+from dqs.data import Document, Label, Missing, Verdict
 from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
 from dqs.index.redis_store import DuplicateStore
 from dqs.index.signature import Signatures, sign
-from dqs.policy import Policy
+from dqs.policy import Policy, Reasons
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
 
@@ -188,7 +188,7 @@ class Results:
     ids: list[str]
     columns: ScoreColumns
     labels: NDArray[np.int8]
-    reasons: list[tuple[Reason, ...]]
+    reasons: Reasons
     duplicate_of: list[str | None]
     errors: list[DocumentError | None]
     policy: str

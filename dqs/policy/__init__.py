@@ -7,13 +7,14 @@ from dqs.policy.files import (
     load_policy,
     parse_policy,
 )
-from dqs.policy.policy import OPERATORS, Decision, Policy, Rule
+from dqs.policy.policy import OPERATORS, Decision, Policy, Reasons, Rule
 
 __all__ = [
     "OPERATORS",
     "Decision",
     "Policy",
     "PolicyFile",
+    "Reasons",
     "Rule",
     "find_policies",
     "load_policies",

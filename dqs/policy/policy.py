@@ -8,10 +8,10 @@ business of `dqs.policy.files`; how scores come about is none of ours.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,46 @@ class Rule:
         return not self.languages or language in self.languages
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reasons(Sequence[tuple[Reason, ...]]):
+    """Every broken rule of n documents as columns of r entries; reads as one tuple of reasons per document.
+
+    Attributes:
+        rules: what the entries of `rule` point into.
+        offsets: int64[n + 1]: document i has the entries from `offsets[i]` up to and without `offsets[i + 1]`.
+        rule: int64[r]; which rule, in the policy's order within a document.
+        values: float32[r]; what the document has, NaN where the signal is missing.
+        missing: uint8[r] of `Missing`; why the signal is missing.
+    """
+
+    rules: tuple[Rule, ...]
+    offsets: NDArray[np.int64]
+    rule: NDArray[np.int64]
+    values: NDArray[np.float32]
+    missing: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Reason, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Reason, ...]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Reason, ...] | list[tuple[Reason, ...]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        return tuple(map(self._reason, range(self.offsets[i], self.offsets[i + 1])))
+
+    def _reason(self, entry: int) -> Reason:
+        rule = self.rules[self.rule[entry]]
+        code = Missing(int(self.missing[entry]))
+        value = float(self.values[entry]) if code == Missing.PRESENT else None
+        return Reason(rule.id, rule.signal, value, rule.operator, rule.threshold, code)
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What a policy made of a batch.
@@ -77,7 +117,7 @@ class Decision:
     """
 
     labels: NDArray[np.int8]
-    reasons: list[tuple[Reason, ...]]
+    reasons: Reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +138,8 @@ class Policy:
     rules: tuple[Rule, ...]
     description: str = ""
     index_dropped: bool = False
+    _tables: dict[frozenset[str], _Table] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By ignored signals; made when first used."""
 
     @property
     def label(self) -> str:
@@ -130,46 +172,78 @@ class Policy:
         Returns:
             Labels and reasons, one per document.
         """
+        table = self._tables.get(ignore)
+        if table is None:
+            table = self._tables[ignore] = _Table(rule for rule in self.rules if rule.signal not in ignore)
+        values, missing, outcomes = table.apply(columns)
         labels = np.full(columns.size, Label.KEEP, dtype=np.int8)
-        broken: dict[int, list[Reason]] = {}
-        languages = np.asarray(columns.language, dtype=np.str_) if columns.size else np.empty(0, np.str_)
-        in_language: dict[str, NDArray[np.bool_]] = {}
+        labels[(outcomes == Label.REVIEW).any(axis=0)] = Label.REVIEW
+        labels[(outcomes == Label.DROP).any(axis=0)] = Label.DROP
+        broken = outcomes != Label.KEEP if reasons else np.zeros((0, columns.size), dtype=np.bool_)
+        offsets = np.zeros(columns.size + 1, dtype=np.int64)
+        np.cumsum(np.count_nonzero(broken, axis=0), out=offsets[1:])
+        document, rule = np.nonzero(broken.T)
+        return Decision(labels, Reasons(table.rules, offsets, rule, values[rule, document], missing[rule, document]))
+
+
+class _Table:
+    """Rules as arrays with one row per rule, so that a batch is decided in a few operations on whole matrices."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        count = len(self.rules)
+        self._thresholds = np.array([rule.threshold for rule in self.rules], dtype=np.float32).reshape(count, 1)
+        self._labels = np.array([rule.label for rule in self.rules], dtype=np.int8).reshape(count, 1)
+        self._rows_of: list[tuple[Callable[[Any, Any], Any], NDArray[np.int64]]] = [
+            (compare, np.array(rows, dtype=np.int64))
+            for symbol, compare in OPERATORS.items()
+            if (rows := [row for row, rule in enumerate(self.rules) if rule.operator == symbol])
+        ]
+        """The rows of each operator that any rule has."""
+        self._long_rows = np.array([row for row, rule in enumerate(self.rules) if rule.min_characters], dtype=np.int64)
+        self._min_characters = np.array(
+            [[self.rules[row].min_characters] for row in self._long_rows], dtype=np.float32
+        ).reshape(-1, 1)
+        named = sorted({language for rule in self.rules for language in rule.languages})
+        self._column_of = {language: column for column, language in enumerate(named, start=1)}
+        """Column of each language that rules name; all others share column 0."""
+        self._applies = np.array(
+            [[not rule.languages, *(rule.applies_to(language) for language in named)] for rule in self.rules],
+            dtype=np.bool_,
+        ).reshape(count, len(named) + 1)
+        keep = int(Label.KEEP)
+        self._when_missing = np.array(
+            [[rule.missing.get(code, keep) if code else keep for code in Missing] for rule in self.rules], dtype=np.int8
+        ).reshape(count, len(Missing))
+        """Label by rule and code of `Missing`; KEEP leaves the comparison's outcome as it is."""
+
+    def apply(self, columns: ScoreColumns) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.int8]]:
+        """Compares every document with every rule.
+
+        Returns:
+            The values that rules read, float32[rules, n], why they are missing, uint8[rules, n] of
+            `Missing`, and what the rules make of it, int8[rules, n] of `Label`.
+        """
+        shape = (len(self.rules), columns.size)
         absent = np.full(columns.size, np.nan, dtype=np.float32)
         not_asked = np.full(columns.size, Missing.NOT_ASKED, dtype=np.uint8)
-        for rule in self.rules:
-            if rule.signal in ignore:
-                continue
-            values = columns.values.get(rule.signal, absent)
-            missing = columns.missing.get(rule.signal, not_asked)
-            hit = OPERATORS[rule.operator](values, np.float32(rule.threshold))
-            applies = np.ones(columns.size, dtype=np.bool_)
-            if rule.languages:
-                applies[:] = False
-                for language in rule.languages:
-                    if language not in in_language:
-                        in_language[language] = languages == language
-                    applies |= in_language[language]
-            if rule.min_characters:
-                applies &= columns.values.get("characters", absent) >= rule.min_characters
-            outcome = np.where(hit, np.int8(rule.label), np.int8(Label.KEEP))
-            for code, label in rule.missing.items():
-                if label != Label.KEEP:
-                    outcome[missing == code] = label
-            outcome[~applies] = Label.KEEP
-            labels = np.where(
-                labels == Label.DROP,
-                labels,
-                np.where(outcome == Label.KEEP, labels, outcome),
-            )
-            if not reasons:
-                continue
-            for i in np.flatnonzero(outcome != Label.KEEP).tolist():
-                code = Missing(int(missing[i]))
-                value = float(values[i]) if code == Missing.PRESENT else None
-                broken.setdefault(i, []).append(
-                    Reason(rule.id, rule.signal, value, rule.operator, rule.threshold, code)
-                )
-        told: list[tuple[Reason, ...]] = [()] * columns.size
-        for i, found in broken.items():
-            told[i] = tuple(found)
-        return Decision(labels, told)
+        values = np.empty(shape, dtype=np.float32)
+        missing = np.empty(shape, dtype=np.uint8)
+        for row, rule in enumerate(self.rules):
+            values[row] = columns.values.get(rule.signal, absent)
+            missing[row] = columns.missing.get(rule.signal, not_asked)
+        hit = np.empty(shape, dtype=np.bool_)
+        for compare, rows in self._rows_of:
+            hit[rows] = compare(values[rows], self._thresholds[rows])
+        outcomes = np.where(hit, self._labels, np.int8(Label.KEEP))
+        for row in np.flatnonzero(missing.any(axis=1)).tolist():
+            told = self._when_missing[row, missing[row]]
+            np.copyto(outcomes[row], told, where=told != Label.KEEP)
+        of_document = np.fromiter(
+            (self._column_of.get(language, 0) for language in columns.language), dtype=np.int64, count=columns.size
+        )
+        applies = self._applies[:, of_document]
+        if self._long_rows.size:
+            applies[self._long_rows] &= columns.values.get("characters", absent) >= self._min_characters
+        outcomes[~applies] = Label.KEEP
+        return values, missing, outcomes

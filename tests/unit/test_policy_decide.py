@@ -134,7 +134,7 @@ def test_an_unavailable_score_asks_for_review_unless_told_otherwise() -> None:
 
 def test_no_documents_and_no_rules() -> None:
     empty = Policy("p", 1, (Rule("r", "alpha", ">", 0.5, frozenset({"en"})),))
-    assert empty.decide(columns_of([])).reasons == []
+    assert list(empty.decide(columns_of([])).reasons) == []
     decision = Policy("q", 1, ()).decide(columns_of([("en", (math.pi, 0.0, 0.0))]))
     assert decision.labels.tolist() == [Label.KEEP]
 
