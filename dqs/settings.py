@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     worker_gpus: float = Field(1.0, gt=0, description="GPUs that each Ray actor on a GPU asks Ray for.")
     worker_batches: int = Field(2, ge=1, description="Batches that one Ray actor holds: one in work, the others next.")
     worker_start_timeout_s: float = Field(120.0, gt=0, description="Longest start of a Ray actor, models included.")
+    worker_batch_timeout_s: float = Field(
+        60.0, gt=0, description="Longest scoring of one batch by a Ray actor; then the actor is started again."
+    )
     worker_grow_bytes: int = Field(
         4 * MIB, ge=1, description="Waiting text per Ray actor from which on there are too few."
     )
@@ -199,4 +202,19 @@ def kernels_are_compiled() -> bool:
     return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
 
 
-__all__ = ["MIB", "Settings", "kernels_are_compiled", "load_settings", "settings_origins", "use_kernel_cache"]
+def prepare_ray() -> None:
+    """Tells Ray what it must know before it is imported; values that the caller's environment holds win."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The actors without GPUs keep what the environment says of them; else Ray warns of its next version.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+__all__ = [
+    "MIB",
+    "Settings",
+    "kernels_are_compiled",
+    "load_settings",
+    "prepare_ray",
+    "settings_origins",
+    "use_kernel_cache",
+]
