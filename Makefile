@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Training and test data, for what needs more than the repository holds.
 DATA ?= $(if $(DQS_SHARED),$(DQS_SHARED),../shared)/data
 
-.PHONY: help setup demo serve test test-all check bench proto models kenlm-tools constraints clean
+.PHONY: help setup demo serve test test-all soak check bench proto models kenlm-tools constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -31,6 +31,9 @@ test: $(READY)  ## every test but the long ones
 
 test-all: $(READY)  ## the long tests too
 	$(BIN)/python -m pytest -m slow
+
+soak: $(READY)  ## an hour of mixed load with workers that are killed now and then
+	$(BIN)/python -m tests.bench.soak --minutes $(or $(MINUTES),60) --workers 2 --kill-s 300
 
 check: $(READY)  ## format, lint, types, import contracts, stubs as generated
 	$(BIN)/ruff format --check .

@@ -29,24 +29,23 @@ class Circuit:
         self._open_until_s: float | None = None
         self._trying_since_s: float | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the last call failed, and none has succeeded since."""
-        return self._open_until_s is not None
+    def would_admit(self) -> bool:
+        """Whether somebody may ask now."""
+        if self._open_until_s is None:
+            return True
+        now_s = self._clock()
+        if now_s < self._open_until_s:
+            return False
+        # Who tries may never come back, so its turn ends.
+        return self._trying_since_s is None or now_s >= self._trying_since_s + MAX_OPEN_S
 
     def admit(self) -> bool:
         """Whether the caller may ask; if so, it must call `succeed` or `fail` afterwards."""
         with self._lock:
-            if self._open_until_s is None:
-                return True
-            now_s = self._clock()
-            if now_s < self._open_until_s:
-                return False
-            # Who tries may never come back, so its turn ends.
-            if self._trying_since_s is not None and now_s < self._trying_since_s + MAX_OPEN_S:
-                return False
-            self._trying_since_s = now_s
-            return True
+            admitted = self.would_admit()
+            if admitted and self._open_until_s is not None:
+                self._trying_since_s = self._clock()
+            return admitted
 
     def succeed(self) -> None:
         """An answer came."""

@@ -283,6 +283,11 @@ class DuplicateStore:
         result.similarity[near] = self.parameters.similarity(agreements[near])
         return result
 
+    @property
+    def is_left_alone(self) -> bool:
+        """Whether Redis did not answer a moment ago, so that calls fail without asking it."""
+        return not self._circuit.would_admit()
+
     def documents(self, corpus: str) -> int:
         """Number of documents inserted into a corpus; 0 if there is none.
 

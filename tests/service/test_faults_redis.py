@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -178,9 +179,10 @@ class ShortOfDisk(Redis):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self._limit, before[1]))
         try:
-            super().start()
+            self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, restore_signals=False)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert eventually(self._socket.exists)
 
     def widen(self) -> None:
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -250,6 +252,7 @@ class Forgetful:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
+        sink.close()
 
     def close(self) -> None:
         self._listener.close()

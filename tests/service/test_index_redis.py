@@ -483,6 +483,7 @@ def test_a_paused_server_costs_a_bounded_time(binary: Path, tmp_path: Path) -> N
                 ask(store, "c", ["b"], [CHINESE])
         finally:
             os.kill(server.pid, signal.SIGCONT)
+        assert eventually(lambda: not store.is_left_alone)
         # The paused server runs what was sent to it; the repeated call is still not its own duplicate.
         assert ask(store, "c", ["b"], [CHINESE]).duplicate_of == [None]
         assert store.documents("c") == 2
