@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from dqs.server import codec
+from dqs.server.admission import Admission
 from dqs.server.batcher import Batcher
 from dqs.server.calls import Call, Gate
 from dqs.server.status import Context
@@ -32,10 +33,12 @@ class CorpusServicer:
     Args:
         pipeline: holds the index.
         batcher: scores what may still go into a corpus.
+        admission: counts calls.
         gate: lets calls in.
     """
 
-    def __init__(self, pipeline: Pipeline, batcher: Batcher, gate: Gate) -> None:
+    def __init__(self, pipeline: Pipeline, batcher: Batcher, admission: Admission, gate: Gate) -> None:
+        self._admission = admission
         self._gate = gate
         self._pipeline = pipeline
         self._batcher = batcher
@@ -57,10 +60,11 @@ class CorpusServicer:
 
     async def _drop_corpus(self, raw: bytes, call: Call) -> bytes:
         corpus = codec.parse_drop_corpus_request(raw)
-        # A batch in a scoring thread goes on when its caller leaves, and would bring the corpus back.
-        await self._batcher.settle(corpus)
-        loop = asyncio.get_running_loop()
-        drop = partial(self._pipeline.drop_corpus, corpus, tenant=call.tenant.name)
-        await loop.run_in_executor(self._executor, drop)
+        with self._admission.call(call.tenant):
+            # A batch in a scoring thread goes on when its caller leaves, and would bring the corpus back.
+            await self._batcher.settle(call.tenant.name, corpus)
+            loop = asyncio.get_running_loop()
+            drop = partial(self._pipeline.drop_corpus, corpus, tenant=call.tenant.name)
+            await loop.run_in_executor(self._executor, drop)
         raw_response: bytes = corpus_pb2.DropCorpusResponse().SerializeToString()
         return raw_response

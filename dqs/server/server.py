@@ -23,6 +23,8 @@ from grpc_reflection.v1alpha import reflection
 
 import dqs
 from dqs.errors import ConfigError
+from dqs.observability.metrics import Metrics
+from dqs.server.admission import Admission
 from dqs.server.batcher import Batcher
 from dqs.server.calls import Gate
 from dqs.server.codec import Encoder, Limits, encode_server_info
@@ -88,9 +90,11 @@ class ScoringServer:
         """
         settings = self._settings
         limits = Limits.of(settings)
+        metrics = Metrics()
+        admission = Admission(limits, metrics)
         self._batcher = Batcher(
             pipeline,
-            threads=settings.score_threads,
+            metrics,
             batch_bytes=settings.batch_bytes,
             batch_documents=settings.batch_documents,
             wait_s=settings.batch_wait_ms / 1000,
@@ -98,12 +102,13 @@ class ScoringServer:
         gate = Gate()
         self._servicer = ScoringServicer(
             limits,
+            admission,
             self._batcher,
             Encoder(pipeline.signals),
             encode_server_info(pipeline, limits, dqs.__version__),
             gate,
         )
-        self._corpora = CorpusServicer(pipeline, self._batcher, gate)
+        self._corpora = CorpusServicer(pipeline, self._batcher, admission, gate)
         self._server.add_generic_rpc_handlers((self._servicer.handlers(), self._corpora.handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names: Sequence[str] = (

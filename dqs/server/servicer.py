@@ -7,15 +7,16 @@ message is INVALID_ARGUMENT. This module translates nothing and scores nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from functools import partial
 from typing import Any
 
 import grpc
 
-from dqs.errors import Overloaded, RequestError, Unavailable
+from dqs.errors import RequestError, Unavailable
 from dqs.server import codec
-from dqs.server.admission import Room
+from dqs.server.admission import FIRST_MESSAGE_BYTES, Account, Admission, Window
 from dqs.server.batcher import Batcher
 from dqs.server.calls import Call, Gate
 from dqs.server.codec import Encoder, Limits, Options, Piece, Request
@@ -30,40 +31,51 @@ class ScoringServicer:
 
     Args:
         limits: what requests must keep to.
+        admission: says how much may come in.
         batcher: scores what calls bring.
         encoder: writes answers.
         server_info: the encoded answer to GetServerInfo.
         gate: lets calls in.
     """
 
-    def __init__(self, limits: Limits, batcher: Batcher, encoder: Encoder, server_info: bytes, gate: Gate) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        admission: Admission,
+        batcher: Batcher,
+        encoder: Encoder,
+        server_info: bytes,
+        gate: Gate,
+    ) -> None:
         self._gate = gate
         self._limits = limits
+        self._admission = admission
         self._batcher = batcher
         self._encoder = encoder
         self._server_info = server_info
-        self._room = Room(limits.max_pending_bytes)
         self._streams: set[_Stream] = set()
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of text that have been read and not yet answered, over all calls."""
-        return self._room.text_bytes
+        """Bytes of messages that have been read and not yet answered, over all calls."""
+        return self._admission.budget.text_bytes
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The handlers of every method, for raw bytes."""
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
-                "ScoreBatch": grpc.unary_unary_rpc_method_handler(self.score_batch),
+                # To the client it is unary. Registered so, its message is read when the call has been let in,
+                # and stays on the client's side of the wire where it is not.
+                "ScoreBatch": grpc.stream_unary_rpc_method_handler(self.score_batch),
                 "ScoreStream": grpc.stream_stream_rpc_method_handler(self.score_stream),
                 "GetServerInfo": grpc.unary_unary_rpc_method_handler(self.get_server_info),
             },
         )
 
-    async def score_batch(self, raw: bytes, context: Context) -> bytes:
+    async def score_batch(self, _requests: Any, context: Context) -> bytes:
         """Answers a ScoreBatchRequest."""
-        return await self._gate.answer(context, "ScoreBatch", partial(self._score_batch, raw))
+        return await self._gate.answer(context, "ScoreBatch", partial(self._score_batch, context))
 
     async def score_stream(self, _requests: Any, context: Context) -> None:
         """Answers ScoreStreamRequests for as long as they come."""
@@ -79,33 +91,43 @@ class ScoringServicer:
             stream.drain()
 
     async def _score_stream(self, context: Context, call: Call) -> None:
-        stream = _Stream(context, self._limits, self._batcher, self._encoder, self._room)
-        self._streams.add(stream)
-        try:
-            await stream.run()
-        finally:
-            self._streams.discard(stream)
+        with self._admission.stream(call.tenant) as account:
+            stream = _Stream(context, call, self._limits, self._batcher, self._encoder, account)
+            self._streams.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self._streams.discard(stream)
 
-    async def _score_batch(self, raw: bytes, call: Call) -> bytes:
-        request = codec.parse_batch_request(raw, self._limits)
-        if not self._room.fits(request.text_bytes):
-            raise Overloaded(
-                f"{self._room.text_bytes} bytes of text wait for scoring and at most"
-                f" {self._limits.max_pending_bytes} may: try again later, or use ScoreStream, which waits."
-            )
-        size = (request.text_bytes, len(request.documents))
-        self._room.take(*size)
-        answers = self._batcher.submit(request.options or codec.DEFAULT_OPTIONS, request.documents)
-        try:
-            pieces = await answers
-        finally:
-            answers.cancel()
-            self._room.give_back(*size)
-        return self._encoder.batch_response(request, pieces)
+    async def _score_batch(self, context: Context, call: Call) -> bytes:
+        with self._admission.call(call.tenant) as account:
+            self._batcher.check()
+            raw = await context.read()
+            if raw is grpc.aio.EOF:
+                raise RequestError("The call carries no message: send one ScoreBatchRequest.")
+            with self._admission.counting_refusals():
+                account.check(len(raw), 1)
+                request = codec.parse_batch_request(raw, self._limits, call.tenant.name)
+                size = (len(raw), max(1, len(request.documents)))
+                account.check(*size)
+            assert request.options is not None
+            account.take(*size)
+            answers = self._batcher.submit(request.options, request.documents, deadline_s=_deadline_s(context))
+            try:
+                return self._encoder.batch_response(request, await answers)
+            finally:
+                answers.cancel()
+                account.give_back(*size)
 
     async def _get_server_info(self, raw: bytes, call: Call) -> bytes:
         codec.parse_server_info_request(raw)
         return self._server_info
+
+
+def _deadline_s(context: Context) -> float:
+    """When the caller stops waiting, by the clock of the event loop."""
+    remaining_s = context.time_remaining()
+    return math.inf if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
 
 
 class _Stream:
@@ -115,13 +137,20 @@ class _Stream:
     so that neither a fast writer nor a slow reader can fill the memory.
     """
 
-    def __init__(self, context: Context, limits: Limits, batcher: Batcher, encoder: Encoder, room: Room) -> None:
+    def __init__(
+        self, context: Context, call: Call, limits: Limits, batcher: Batcher, encoder: Encoder, account: Account
+    ) -> None:
         self._context = context
+        self._call = call
         self._limits = limits
         self._batcher = batcher
         self._encoder = encoder
-        self._room = room
-        self._window = Room(limits.stream_window_bytes, limits.stream_window_documents)
+        self._account = account
+        self._window = Window(limits.stream_window_bytes, limits.stream_window_documents)
+        self._options: Options | None = None
+        self._expected = (min(FIRST_MESSAGE_BYTES, account.budget.max_bytes // 8), 1)
+        """Largest message so far, in bytes and documents: what the next one is taken to be."""
+        self._sizes: dict[int, tuple[int, int]] = {}
         self._open: dict[int, asyncio.Future[list[Piece]]] = {}
         """Sequence number -> answers to come or not yet written."""
         self._sequences: deque[int] = deque()
@@ -157,35 +186,41 @@ class _Stream:
             self._reader.cancel()
             for answers in self._open.values():
                 answers.cancel()
-            self._room.give_back(self._window.text_bytes, self._window.documents)
+            self._account.give_back(self._window.text_bytes, self._window.documents)
             await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _read(self) -> None:
-        options: Options | None = None
         last = 0
         while True:
             await self._window.free()
-            await self._room.free()
-            raw = await self._context.read()
+            room = await self._account.reserve(*self._expected)
+            try:
+                raw = await self._context.read()
+            finally:
+                room.release()
             if raw is grpc.aio.EOF:
                 return
-            request = codec.parse_stream_request(raw, self._limits)
+            request = codec.parse_stream_request(raw, self._limits, self._call.tenant.name)
+            if self._options is None:
+                self._options = request.options or Options(tenant=self._call.tenant.name)
+            elif request.options is not None:
+                raise RequestError("Only the first message of a stream carries options.", field="options")
+            if request.only_acknowledges:
+                continue
             if request.sequence <= last:
                 raise RequestError(
                     f"Sequence number {request.sequence} follows {last}: number the messages upwards from 1.",
                     field="sequence",
                 )
-            if request.options is not None and last:
-                raise RequestError("Only the first message of a stream carries options.", field="options")
             last = request.sequence
-            options = options or request.options or codec.DEFAULT_OPTIONS
-            self._submit(options, request)
+            self._submit(self._options, request, len(raw))
 
-    def _submit(self, options: Options, request: Request) -> None:
+    def _submit(self, options: Options, request: Request, message_bytes: int) -> None:
         # An empty message holds a place too; else a flood of them would be unbounded.
-        size = (request.text_bytes, max(1, len(request.documents)))
+        size = self._sizes[request.sequence] = (message_bytes, max(1, len(request.documents)))
+        self._expected = (max(self._expected[0], size[0]), max(self._expected[1], size[1]))
         self._window.take(*size)
-        self._room.take(*size)
+        self._account.take(*size)
         answers = self._batcher.submit(options, request.documents)
         self._open[request.sequence] = answers
         self._sequences.append(request.sequence)
@@ -206,12 +241,16 @@ class _Stream:
             answers = self._open[request.sequence]
             if answers.cancelled():
                 raise Unavailable("The server stopped while it was scoring: send the documents again.")
-            response = self._encoder.stream_response(request, answers.result(), self._acknowledge(request.sequence))
+            pieces = answers.result()
+            assert self._options is not None
+            response = self._encoder.stream_response(
+                request, pieces, self._acknowledge(request.sequence), timings=self._options.timings
+            )
             await self._context.write(response)
             del self._open[request.sequence]
-            size = (request.text_bytes, max(1, len(request.documents)))
+            size = self._sizes.pop(request.sequence)
             self._window.give_back(*size)
-            self._room.give_back(*size)
+            self._account.give_back(*size)
 
     def _acknowledge(self, sequence: int) -> int:
         """Counts a message as answered; returns the highest number up to which all are."""
