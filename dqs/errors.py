@@ -28,7 +28,8 @@ class DqsError(Exception):
     """Base of every error that DQS raises on purpose.
 
     `message` is one sentence for a person that says what to do.
-    It never holds document text.
+    It never holds document text. `request_id` names the failed call in the
+    service's log; it is empty where there was no call.
     """
 
     grpc_status: ClassVar[str] = "INTERNAL"
@@ -37,6 +38,7 @@ class DqsError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+        self.request_id = ""
 
 
 class ConfigError(DqsError):

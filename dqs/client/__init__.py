@@ -34,9 +34,9 @@ This package knows nothing of scoring, files or settings.
 from __future__ import annotations
 
 from dqs.client._documents import DocumentLike
-from dqs.client._options import Timeouts, Window
+from dqs.client._options import Timeouts, Tls, Window
 from dqs.client._verdicts import verdicts
 from dqs.client.aio import AsyncClient
 from dqs.client.sync import Client
 
-__all__ = ["AsyncClient", "Client", "DocumentLike", "Timeouts", "Window", "verdicts"]
+__all__ = ["AsyncClient", "Client", "DocumentLike", "Timeouts", "Tls", "Window", "verdicts"]

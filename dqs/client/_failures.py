@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,10 @@ from dqs.errors import (
 )
 from dqs.v1 import failure_pb2
 
+_log = logging.getLogger("dqs.client")
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata under which a call and its answer carry the id that the server's log has."""
 _DETAILS_KEY = "grpc-status-details-bin"
 _ERRORS_BY_REASON: Mapping[str, type[DqsError]] = MappingProxyType(
     {
@@ -81,10 +86,18 @@ class Failure:
 
 
 class Patience:
-    """Decides whether and when to try again: with growing pauses, until no answer came for too long."""
+    """Decides whether and when to try again: with growing pauses, until no answer came for too long.
 
-    def __init__(self, retry_s: float) -> None:
+    Args:
+        retry_s: how long that is.
+        request_id: of the call.
+        targets: who is tried.
+    """
+
+    def __init__(self, retry_s: float, request_id: str, targets: Sequence[str]) -> None:
         self._retry_s = retry_s
+        self._request_id = request_id
+        self._targets = targets
         self._backoff_s = _FIRST_BACKOFF_S
         self._since_s: float | None = None
         """When the first failure after the last answer was."""
@@ -94,29 +107,54 @@ class Patience:
         self._since_s = None
         self._backoff_s = _FIRST_BACKOFF_S
 
-    def pause_s(self, failure: Failure) -> float:
-        """How long to wait before the next try.
+    def pause_s(self, failure: Failure, target: str, *, at_once: bool) -> float:
+        """How long to wait before the next try; the first one after an answer is logged.
+
+        Args:
+            failure: of the last try, one that may be repeated.
+            target: who failed.
+            at_once: whether somebody else can be asked, who need not be waited for.
 
         Raises:
-            DqsError: there is no use in one, or patience has ended.
+            DqsError: patience has ended.
         """
         now_s = time.monotonic()
+        if self._since_s is not None and now_s - self._since_s >= self._retry_s:
+            raise failure.error
         if self._since_s is None:
             self._since_s = now_s
-        if not failure.may_retry or now_s - self._since_s >= self._retry_s:
-            raise failure.error
+            if self._retry_s <= 0:
+                raise failure.error
+            _log.warning(
+                "%s does not answer (request %s): %s Trying %s for up to %g s.",
+                target,
+                self._request_id,
+                failure.error.message,
+                "again" if len(self._targets) == 1 else " and ".join(self._targets),
+                self._retry_s,
+            )
+        if at_once:
+            return 0.0
         pause_s = max(self._backoff_s, failure.retry_after_s) * random.uniform(1.0, 1.5)
         self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
         return pause_s
 
 
-def failure_of(error: grpc.RpcError, target: str) -> Failure:
-    """Translates a failed call by the package's table."""
+def failure_of(error: grpc.RpcError, target: str, request_id: str = "") -> Failure:
+    """Translates a failed call by the package's table.
+
+    Args:
+        error: how it failed.
+        target: who was asked.
+        request_id: under which the call was sent; the server's answer may name another.
+    """
     code: grpc.StatusCode = error.code()
     message: str = error.details() or code.name
     reason = ""
     retry_after_s: float | None = None
     for key, value in error.trailing_metadata() or ():
+        if key == REQUEST_ID_KEY:
+            request_id = value
         if key != _DETAILS_KEY:
             continue
         for detail in parsed(failure_pb2.Failure, value).details:
@@ -129,8 +167,10 @@ def failure_of(error: grpc.RpcError, target: str) -> Failure:
     kind_of_error = _ERRORS_BY_REASON.get(reason) or _ERRORS_BY_STATUS.get(code, InternalError)
     if not reason:  # from gRPC itself, which names no server
         message = f"The call to {target} failed ({code.name}): {message}"
+    meant = kind_of_error(message)
+    meant.request_id = request_id
     return Failure(
-        kind_of_error(message),
+        meant,
         may_retry=code == grpc.StatusCode.UNAVAILABLE or retry_after_s is not None,
         retry_after_s=retry_after_s or 0.0,
     )
@@ -150,6 +190,7 @@ class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
 
 
 def no_answer(timeout_s: float) -> DeadlineExceeded:
+    """The error of a stream that stays silent."""
     return DeadlineExceeded(f"No answer came for {timeout_s:g} s: look at the server, or allow more with `answer_s`.")
 
 

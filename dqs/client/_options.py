@@ -1,9 +1,11 @@
-"""What callers choose: how long to wait, how much to have on its way, how to score."""
+"""What callers choose: how long to wait, how much to have on its way, whom to trust, how to score."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from dqs.errors import ConfigError
 from dqs.v1 import scoring_pb2
 
 MIB = 1 << 20
@@ -16,7 +18,7 @@ class Timeouts:
     Attributes:
         connect_s: for the first contact with the server.
         answer_s: for the next answer while documents are on their way, and for a whole unary call.
-        retry_s: for a lost server to come back.
+        retry_s: for a lost server to come back, or another to answer.
     """
 
     connect_s: float = 10.0
@@ -41,10 +43,53 @@ class Window:
     message_bytes: int = MIB // 2
 
 
-def score_options(policy: str, corpus: str | None, degrade: bool) -> scoring_pb2.ScoreOptions:
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Encryption of the connection. Each part is a path to a PEM file, or what would stand in it.
+
+    Files are read when the client is made.
+
+    Attributes:
+        ca: authorities that the server's certificate is checked against; None for those that gRPC ships.
+        cert: certificate chain that the client shows; None to show none.
+        key: private key of `cert`.
+    """
+
+    ca: str | Path | bytes | None = None
+    cert: str | Path | bytes | None = None
+    key: str | Path | bytes | None = None
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Authorities, private key and certificate, in the order in which gRPC wants them.
+
+        Raises:
+            ConfigError: a file cannot be read, or of certificate and key one is missing.
+        """
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("A client certificate needs its private key and the other way round: give both.")
+        return _pem("authorities", self.ca), _pem("private key", self.key), _pem("certificate", self.cert)
+
+
+def _pem(what: str, source: str | Path | bytes | None) -> bytes | None:
+    if source is None or isinstance(source, bytes):
+        content = source
+    else:
+        try:
+            content = Path(source).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"The TLS {what} in {source} cannot be read ({error.strerror}).") from None
+    # gRPC takes anything, and fails at the first call with words about something else.
+    if content is not None and b"-----BEGIN " not in content:
+        raise ConfigError(f"The TLS {what} is not in PEM format: give the file that begins with -----BEGIN.")
+    return content
+
+
+def score_options(policy: str, corpus: str | None, degrade: bool, timings: bool = False) -> scoring_pb2.ScoreOptions:
+    """The options of a call on the wire."""
     return scoring_pb2.ScoreOptions(
         policy=policy,
         corpus=corpus or "",
         deduplication=scoring_pb2.DEDUPLICATION_DISABLED if corpus is None else scoring_pb2.DEDUPLICATION_ENABLED,
         index_failure=scoring_pb2.INDEX_FAILURE_DEGRADE if degrade else scoring_pb2.INDEX_FAILURE_FAIL,
+        timings=timings,
     )

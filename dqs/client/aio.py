@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 import grpc.aio
 
-from dqs.client._channels import CHANNEL_OPTIONS, CORPUS_SERVICE, SERVICE
+from dqs.client._channels import Route, Servers, Token
 from dqs.client._documents import DocumentLike, Identifier
-from dqs.client._exchange import Exchange
-from dqs.client._failures import Patience, StreamEnded, failure_of, no_answer, parsed
-from dqs.client._options import Timeouts, Window, score_options
+from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
+from dqs.client._failures import StreamEnded, no_answer, parsed
+from dqs.client._options import Timeouts, Tls, Window, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
+from dqs.errors import DqsError
 from dqs.v1 import corpus_pb2, scoring_pb2, server_info_pb2
 
 
@@ -25,20 +27,30 @@ class AsyncClient:
     """Like `Client`, for asyncio. Make and use it on one running event loop.
 
     Args:
-        target: `host:port`, or any target that gRPC resolves.
+        target: `host:port`, or any target that gRPC resolves; several as a list or parted by commas.
         timeouts: how long to wait.
         window: how much is on its way at a time.
+        tls: encrypts the connection; None sends in clear.
+        token: says who calls: a bearer token, or a function that is asked for one before each call.
+        allow_insecure_token: sends the token in clear to other machines too.
+
+    Raises:
+        ConfigError: no server is named, a TLS file cannot be read, or a token would travel in clear.
     """
 
-    def __init__(self, target: str, *, timeouts: Timeouts | None = None, window: Window | None = None) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        timeouts: Timeouts | None = None,
+        window: Window | None = None,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        allow_insecure_token: bool = False,
+    ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._window = window or Window()
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._score_stream = self._channel.stream_stream(f"{SERVICE}/ScoreStream")
-        self._score_batch = self._channel.unary_unary(f"{SERVICE}/ScoreBatch")
-        self._get_server_info = self._channel.unary_unary(f"{SERVICE}/GetServerInfo")
-        self._drop_corpus = self._channel.unary_unary(f"{CORPUS_SERVICE}/DropCorpus")
+        self._servers = Servers(grpc.aio, target, tls, token, allow_insecure_token)
         self._limits: server_info_pb2.Limits | None = None
 
     async def __aenter__(self) -> Self:
@@ -50,8 +62,9 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls that are under way end."""
-        await self._channel.close()
+        """Closes the connections; calls that are under way end."""
+        for server in self._servers.all:
+            await server.channel.close()
 
     async def info(self) -> server_info_pb2.GetServerInfoResponse:
         """What the server computes, with which models and policies, and its limits.
@@ -60,7 +73,7 @@ class AsyncClient:
             DqsError: as in the package's table.
         """
         request = server_info_pb2.GetServerInfoRequest()
-        raw = await self._call(self._get_server_info, request.SerializeToString(), self._timeouts.connect_s)
+        raw = await self._call("get_server_info", request.SerializeToString(), self._timeouts.connect_s)
         info: server_info_pb2.GetServerInfoResponse = parsed(server_info_pb2.GetServerInfoResponse, raw)
         self._limits = info.limits
         return info
@@ -110,6 +123,7 @@ class AsyncClient:
         language: str = "",
         degrade: bool = False,
         ordered: bool = True,
+        timings: bool = False,
     ) -> AsyncGenerator[scoring_pb2.ScoredDocuments, None]:
         """Like `score`, in the messages of the wire; see `Client.score_batches`.
 
@@ -120,6 +134,7 @@ class AsyncClient:
             language: as for `score`.
             degrade: as for `score`.
             ordered: messages in the order of `documents`.
+            timings: has the server say where the time went.
 
         Yields:
             Answers to some hundred documents at a time.
@@ -127,11 +142,10 @@ class AsyncClient:
         Raises:
             DqsError: as in the package's table.
         """
-        options = score_options(policy, corpus, degrade)
         limits = self._limits or (await self.info()).limits
-        exchange = Exchange(options, language, ordered, self._window, limits)
-        patience = Patience(self._timeouts.retry_s)
-        stream = _Stream(self._score_stream)
+        exchange = Exchange(score_options(policy, corpus, degrade, timings), language, ordered, self._window, limits)
+        route = Route(self._servers, self._timeouts.retry_s)
+        stream = _Stream(route, exchange.receipts)
         source = aiter(documents) if isinstance(documents, AsyncIterable) else _each(documents)
         exhausted = False
         try:
@@ -143,22 +157,26 @@ class AsyncClient:
                     except StopAsyncIteration:
                         exhausted = True
                         exchange.flush()
-                responses: list[bytes] = []
+                await stream.send(exchange.outgoing())
+                if reads_on:
+                    continue
                 try:
-                    await stream.send(exchange.outgoing())
-                    if not reads_on:
-                        responses = await stream.wait(self._timeouts.answer_s)
-                        patience.reset()
+                    responses = await stream.wait(self._timeouts.answer_s)
                 except grpc.RpcError as error:
-                    pause_s = patience.pause_s(failure_of(error, self._target))
                     await stream.close()
-                    await asyncio.sleep(pause_s)
-                    stream = _Stream(self._score_stream)
+                    await asyncio.sleep(route.pause_s(error))
                     exchange.send_again()
+                    stream = _Stream(route, exchange.receipts)
+                    continue
+                route.answered()
                 for scored in exchange.receive(responses):
                     yield scored
+        except DqsError as error:
+            error.request_id = error.request_id or route.request_id
+            raise
         finally:
             # A call that is dropped without cancelling is never collected by gRPC.
+            exchange.receipts.give_up()
             await stream.close()
 
     async def score_batch(
@@ -191,9 +209,7 @@ class AsyncClient:
         identify = Identifier(language)
         for document in documents:
             identify.append(request.documents, document)
-        raw = await self._call(
-            self._score_batch, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s
-        )
+        raw = await self._call("score_batch", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         return list(verdicts(parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
 
     async def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
@@ -208,69 +224,107 @@ class AsyncClient:
             DqsError: as in the package's table.
         """
         request = corpus_pb2.DropCorpusRequest(corpus=corpus)
-        raw = await self._call(
-            self._drop_corpus, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s
-        )
+        raw = await self._call("drop_corpus", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         parsed(corpus_pb2.DropCorpusResponse, raw)
 
-    async def _call(
-        self, method: Callable[..., Any], request: bytes, retry_s: float, timeout_s: float | None = None
-    ) -> bytes:
+    async def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
-        patience = Patience(retry_s)
+        route = Route(self._servers, retry_s)
         deadline_s = time.monotonic() + (timeout_s if timeout_s is not None else self._timeouts.answer_s)
         while True:
+            call = getattr(route.server, method)
             try:
-                raw: bytes = await method(request, timeout=max(0.0, deadline_s - time.monotonic()))
+                raw: bytes = await call(
+                    request, timeout=max(0.0, deadline_s - time.monotonic()), metadata=route.metadata()
+                )
             except grpc.RpcError as error:
-                pause_s = patience.pause_s(failure_of(error, self._target))
+                pause_s = route.pause_s(error)
                 await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
             else:
+                route.answered()
                 return raw
 
 
 class _Stream:
-    """A ScoreStream call with a task that reads it, so that a full window cannot block both ends."""
+    """A ScoreStream call with a task that writes and one that reads, so that a full window cannot block both ends.
 
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._call = method()
-        self._responses: asyncio.Queue[bytes | grpc.RpcError] = asyncio.Queue()
-        self._ended: grpc.RpcError | None = None
+    Answers are read and acknowledged as they come, however slowly they are used.
+
+    Args:
+        route: where to, with what.
+        receipts: notes the answers.
+    """
+
+    def __init__(self, route: Route, receipts: Receipts) -> None:
+        self._receipts = receipts
+        self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+        """Encoded requests; an empty one has what is due told, None ends the requests."""
+        self._unsent = 0
+        self._inbox: asyncio.Queue[scoring_pb2.ScoreStreamResponse | Exception] = asyncio.Queue()
+        self._ended: Exception | None = None
+        self._call = route.server.score_stream(metadata=route.metadata())
+        self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
+
+    async def _write(self) -> None:
+        has_begun = False
+        request: bytes | None = b""
+        # The call may end at any time; `wait` says why.
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError):
+            while request is not None:
+                is_late = False
+                try:
+                    request = await asyncio.wait_for(
+                        self._outbox.get(), ACKNOWLEDGE_AFTER_S if self._receipts.is_due else None
+                    )
+                except TimeoutError:
+                    request, is_late = b"", True
+                has_begun = has_begun or bool(request)
+                # The first message names the stream; before it nothing can be acknowledged.
+                if has_begun and (request != b"" or is_late or self._receipts.is_urgent):
+                    encoded = (request or b"") + self._receipts.take()
+                    if encoded:
+                        await self._call.write(encoded)
+                    if request:
+                        self._unsent -= 1
+            await self._call.done_writing()
 
     async def _read(self) -> None:
         try:
-            while True:
-                response = await self._call.read()
-                if response is grpc.aio.EOF:
-                    break
-                self._responses.put_nowait(response)
-        except grpc.RpcError as error:
-            self._responses.put_nowait(error)
+            while (raw := await self._call.read()) is not grpc.aio.EOF:
+                response = parsed(scoring_pb2.ScoreStreamResponse, raw)
+                # First, because it makes room for what is sent next.
+                if self._receipts.received(response.sequence):
+                    self._outbox.put_nowait(b"")
+                self._inbox.put_nowait(response)
+        except (grpc.RpcError, DqsError) as error:
+            self._inbox.put_nowait(error)
         else:
-            self._responses.put_nowait(StreamEnded())
+            self._inbox.put_nowait(StreamEnded())
 
     @property
     def has_received(self) -> bool:
         """Whether `wait` would return at once."""
-        return self._ended is not None or not self._responses.empty()
+        return self._ended is not None or not self._inbox.empty()
 
     async def send(self, requests: Iterable[bytes]) -> None:
+        """Has encoded requests sent, as fast as the server takes them."""
         for request in requests:
-            try:
-                await self._call.write(request)
-            except asyncio.InvalidStateError:
-                return  # the call has ended; `wait` says why
+            self._outbox.put_nowait(request)
+            self._unsent += 1
+        if self._unsent:
+            # An input that is not asynchronous would let nobody else run, the writer included.
+            await asyncio.sleep(0)
 
-    async def wait(self, timeout_s: float) -> list[bytes]:
+    async def wait(self, timeout_s: float) -> list[scoring_pb2.ScoreStreamResponse]:
         """As for the stream of `dqs.client.sync`."""
-        received: list[bytes] = []
-        while self._ended is None and not (received and self._responses.empty()):
+        received: list[scoring_pb2.ScoreStreamResponse] = []
+        while self._ended is None and not (received and self._inbox.empty()):
             try:
-                response = await asyncio.wait_for(self._responses.get(), timeout_s)
+                response = await asyncio.wait_for(self._inbox.get(), timeout_s)
             except TimeoutError:
                 raise no_answer(timeout_s) from None
-            if isinstance(response, grpc.RpcError):
+            if isinstance(response, Exception):
                 self._ended = response
             else:
                 received.append(response)
@@ -279,9 +333,16 @@ class _Stream:
         return received
 
     async def close(self) -> None:
-        self._call.cancel()
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        """Ends the call, after the last acknowledgement where one is due."""
+        try:
+            if self._receipts.is_due:
+                self._outbox.put_nowait(None)
+                await asyncio.wait([self._reader], timeout=FAREWELL_S)
+        finally:
+            self._call.cancel()
+            self._writer.cancel()
+            self._reader.cancel()
+            await asyncio.gather(self._writer, self._reader, return_exceptions=True)
 
 
 async def _each(documents: Iterable[DocumentLike]) -> AsyncIterator[DocumentLike]:

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
-from dqs.client._channels import CHANNEL_OPTIONS, CORPUS_SERVICE, SERVICE
+from dqs.client._channels import Route, Servers, Token
 from dqs.client._documents import DocumentLike, Identifier
-from dqs.client._exchange import Exchange
-from dqs.client._failures import Patience, StreamEnded, failure_of, no_answer, parsed
-from dqs.client._options import Timeouts, Window, score_options
+from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
+from dqs.client._failures import StreamEnded, no_answer, parsed
+from dqs.client._options import Timeouts, Tls, Window, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
+from dqs.errors import DqsError
 from dqs.v1 import corpus_pb2, scoring_pb2, server_info_pb2
 
 
 class Client:
-    """Scores documents through a DQS server. Thread-safe: each call of a method is on its own.
+    """Scores documents through DQS servers. Thread-safe: each call of a method is on its own.
 
     Args:
-        target: `host:port`, or any target that gRPC resolves.
+        target: `host:port`, or any target that gRPC resolves; several as a list or parted by
+            commas. Calls go to them in turn; one that does not answer is left out for a while.
+            They must be of one version and share their index.
         timeouts: how long to wait.
         window: how much is on its way at a time.
+        tls: encrypts the connection; None sends in clear.
+        token: says who calls: a bearer token, or a function that is asked for one before each call.
+        allow_insecure_token: sends the token in clear to other machines too.
+
+    Raises:
+        ConfigError: no server is named, a TLS file cannot be read, or a token would travel in clear.
     """
 
-    def __init__(self, target: str, *, timeouts: Timeouts | None = None, window: Window | None = None) -> None:
-        self._target = target
+    def __init__(
+        self,
+        target: str | Sequence[str],
+        *,
+        timeouts: Timeouts | None = None,
+        window: Window | None = None,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        allow_insecure_token: bool = False,
+    ) -> None:
         self._timeouts = timeouts or Timeouts()
         self._window = window or Window()
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._score_stream = self._channel.stream_stream(f"{SERVICE}/ScoreStream")
-        self._score_batch = self._channel.unary_unary(f"{SERVICE}/ScoreBatch")
-        self._get_server_info = self._channel.unary_unary(f"{SERVICE}/GetServerInfo")
-        self._drop_corpus = self._channel.unary_unary(f"{CORPUS_SERVICE}/DropCorpus")
+        self._servers = Servers(grpc, target, tls, token, allow_insecure_token)
         self._limits: server_info_pb2.Limits | None = None
 
     def __enter__(self) -> Self:
@@ -50,8 +64,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; calls that are under way end."""
-        self._channel.close()
+        """Closes the connections; calls that are under way end."""
+        for server in self._servers.all:
+            server.channel.close()
 
     def info(self) -> server_info_pb2.GetServerInfoResponse:
         """What the server computes, with which models and policies, and its limits.
@@ -60,7 +75,7 @@ class Client:
             DqsError: as in the package's table.
         """
         request = server_info_pb2.GetServerInfoRequest()
-        raw = self._call(self._get_server_info, request.SerializeToString(), self._timeouts.connect_s)
+        raw = self._call("get_server_info", request.SerializeToString(), self._timeouts.connect_s)
         info: server_info_pb2.GetServerInfoResponse = parsed(server_info_pb2.GetServerInfoResponse, raw)
         self._limits = info.limits
         return info
@@ -96,10 +111,12 @@ class Client:
         Raises:
             DqsError: as in the package's table.
         """
-        for scored in self.score_batches(
+        batches = self.score_batches(
             documents, policy=policy, corpus=corpus, language=language, degrade=degrade, ordered=ordered
-        ):
-            yield from verdicts(scored)
+        )
+        with contextlib.closing(batches):
+            for scored in batches:
+                yield from verdicts(scored)
 
     def score_batches(
         self,
@@ -110,7 +127,8 @@ class Client:
         language: str = "",
         degrade: bool = False,
         ordered: bool = True,
-    ) -> Iterator[scoring_pb2.ScoredDocuments]:
+        timings: bool = False,
+    ) -> Generator[scoring_pb2.ScoredDocuments, None, None]:
         """Like `score`, in the messages of the wire: less work per document.
 
         Args:
@@ -120,6 +138,7 @@ class Client:
             language: as for `score`.
             degrade: as for `score`.
             ordered: messages in the order of `documents`; within a message they are always.
+            timings: has the server say where the time went and who scored, in `ScoredDocuments.timings`.
 
         Yields:
             Answers to some hundred documents at a time.
@@ -127,10 +146,11 @@ class Client:
         Raises:
             DqsError: as in the package's table.
         """
-        options = score_options(policy, corpus, degrade)
-        exchange = Exchange(options, language, ordered, self._window, self._known_limits())
-        patience = Patience(self._timeouts.retry_s)
-        stream = _Stream(self._score_stream)
+        exchange = Exchange(
+            score_options(policy, corpus, degrade, timings), language, ordered, self._window, self._known_limits()
+        )
+        route = Route(self._servers, self._timeouts.retry_s)
+        stream = _Stream(route, exchange.receipts)
         source = iter(documents)
         exhausted = False
         try:
@@ -142,21 +162,25 @@ class Client:
                     except StopIteration:
                         exhausted = True
                         exchange.flush()
-                responses: list[bytes] = []
+                stream.send(exchange.outgoing())
+                if reads_on:
+                    continue
                 try:
-                    stream.send(exchange.outgoing())
-                    if not reads_on:
-                        responses = stream.wait(self._timeouts.answer_s)
-                        patience.reset()
+                    responses = stream.wait(self._timeouts.answer_s)
                 except grpc.RpcError as error:
-                    pause_s = patience.pause_s(failure_of(error, self._target))
                     stream.close()
-                    time.sleep(pause_s)
-                    stream = _Stream(self._score_stream)
+                    time.sleep(route.pause_s(error))
                     exchange.send_again()
+                    stream = _Stream(route, exchange.receipts)
+                    continue
+                route.answered()
                 yield from exchange.receive(responses)
+        except DqsError as error:
+            error.request_id = error.request_id or route.request_id
+            raise
         finally:
             # A call that is dropped without cancelling is never collected by gRPC.
+            exchange.receipts.give_up()
             stream.close()
 
     def score_batch(
@@ -189,7 +213,7 @@ class Client:
         identify = Identifier(language)
         for document in documents:
             identify.append(request.documents, document)
-        raw = self._call(self._score_batch, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
+        raw = self._call("score_batch", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         return list(verdicts(parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
 
     def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
@@ -207,70 +231,104 @@ class Client:
             DqsError: as in the package's table.
         """
         request = corpus_pb2.DropCorpusRequest(corpus=corpus)
-        raw = self._call(self._drop_corpus, request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
+        raw = self._call("drop_corpus", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         parsed(corpus_pb2.DropCorpusResponse, raw)
 
     def _known_limits(self) -> server_info_pb2.Limits:
         return self._limits or self.info().limits
 
-    def _call(
-        self, method: Callable[..., bytes], request: bytes, retry_s: float, timeout_s: float | None = None
-    ) -> bytes:
+    def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
-        patience = Patience(retry_s)
+        route = Route(self._servers, retry_s)
         deadline_s = time.monotonic() + (timeout_s if timeout_s is not None else self._timeouts.answer_s)
         while True:
+            call = getattr(route.server, method)
             try:
-                return method(request, timeout=max(0.0, deadline_s - time.monotonic()))
+                raw: bytes = call(request, timeout=max(0.0, deadline_s - time.monotonic()), metadata=route.metadata())
             except grpc.RpcError as error:
-                pause_s = patience.pause_s(failure_of(error, self._target))
+                pause_s = route.pause_s(error)
                 time.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
+            else:
+                route.answered()
+                return raw
 
 
 class _Stream:
-    """A ScoreStream call with a thread that reads it, so that waiting for answers can time out."""
+    """A ScoreStream call with a thread that reads it, so that waiting for answers can time out.
 
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._responses: queue.SimpleQueue[bytes | grpc.RpcError] = queue.SimpleQueue()
-        self._ended: grpc.RpcError | None = None
+    Answers are read and acknowledged as they come, however slowly they are used.
+
+    Args:
+        route: where to, with what.
+        receipts: notes the answers.
+    """
+
+    def __init__(self, route: Route, receipts: Receipts) -> None:
+        self._receipts = receipts
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        """Encoded requests; an empty one has what is due told, None ends the requests."""
+        self._inbox: queue.SimpleQueue[scoring_pb2.ScoreStreamResponse | Exception] = queue.SimpleQueue()
+        self._ended: Exception | None = None
         # gRPC takes requests from the iterator in a thread of its own.
-        self._call = method(iter(self._requests.get, None))
+        self._call = route.server.score_stream(self._requests(), metadata=route.metadata())
         self._reader = threading.Thread(target=self._read, name="dqs-client-read", daemon=True)
         self._reader.start()
 
+    def _requests(self) -> Iterator[bytes]:
+        has_begun = False
+        while True:
+            request: bytes | None
+            is_late = False
+            try:
+                request = self._outbox.get(timeout=ACKNOWLEDGE_AFTER_S if self._receipts.is_due else None)
+            except queue.Empty:
+                request, is_late = b"", True
+            has_begun = has_begun or bool(request)
+            # The first message names the stream; before it nothing can be acknowledged.
+            if has_begun and (request != b"" or is_late or self._receipts.is_urgent):
+                encoded = (request or b"") + self._receipts.take()
+                if encoded:
+                    yield encoded
+            if request is None:
+                return
+
     def _read(self) -> None:
         try:
-            for response in self._call:
-                self._responses.put(response)
-        except grpc.RpcError as error:
-            self._responses.put(error)
+            for raw in self._call:
+                response = parsed(scoring_pb2.ScoreStreamResponse, raw)
+                # First, because it makes room for what is sent next.
+                if self._receipts.received(response.sequence):
+                    self._outbox.put(b"")
+                self._inbox.put(response)
+        except (grpc.RpcError, DqsError) as error:
+            self._inbox.put(error)
         else:
-            self._responses.put(StreamEnded())
+            self._inbox.put(StreamEnded())
 
     @property
     def has_received(self) -> bool:
         """Whether `wait` would return at once."""
-        return self._ended is not None or not self._responses.empty()
+        return self._ended is not None or not self._inbox.empty()
 
     def send(self, requests: Iterable[bytes]) -> None:
+        """Has encoded requests sent, as fast as the server takes them."""
         for request in requests:
-            self._requests.put(request)
+            self._outbox.put(request)
 
-    def wait(self, timeout_s: float) -> list[bytes]:
+    def wait(self, timeout_s: float) -> list[scoring_pb2.ScoreStreamResponse]:
         """Everything that has arrived, waiting for the first of it.
 
         Raises:
             grpc.RpcError: the call has ended, and all that came before has been returned.
             DeadlineExceeded: nothing came in time.
         """
-        received: list[bytes] = []
-        while self._ended is None and not (received and self._responses.empty()):
+        received: list[scoring_pb2.ScoreStreamResponse] = []
+        while self._ended is None and not (received and self._inbox.empty()):
             try:
-                response = self._responses.get(timeout=timeout_s)
+                response = self._inbox.get(timeout=timeout_s)
             except queue.Empty:
                 raise no_answer(timeout_s) from None
-            if isinstance(response, grpc.RpcError):
+            if isinstance(response, Exception):
                 self._ended = response
             else:
                 received.append(response)
@@ -279,6 +337,10 @@ class _Stream:
         return received
 
     def close(self) -> None:
-        self._requests.put(None)
+        """Ends the call, after the last acknowledgement where one is due."""
+        is_due = self._receipts.is_due
+        self._outbox.put(None)
+        if is_due:
+            self._reader.join(FAREWELL_S)
         self._call.cancel()
         self._reader.join()
