@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import numpy as np
@@ -55,7 +55,11 @@ _CALL_SECONDS = (*_SECONDS[3:], 300, 1800, 7200)
 _DOCUMENTS = tuple(1 << exponent for exponent in range(13))
 _BYTES = tuple(1 << exponent for exponent in range(10, 25))
 _CLIENT_TIMEOUT_S = 10
+_READS = 5
 _PRESENT, _UNAVAILABLE = int(Missing.PRESENT), int(Missing.UNAVAILABLE)
+
+
+Value = TypeVar("Value")
 
 
 class Metrics:
@@ -87,7 +91,7 @@ class Metrics:
         self._batch_documents = self._histogram("dqs_batch_documents", "Documents per batch.", _DOCUMENTS)
         self._batch_bytes = self._histogram("dqs_batch_bytes", "Bytes of text per batch.", _BYTES)
         self._failures = Counter(
-            "dqs_failures", "Documents given back unscored; the caller got an error or had gone.", ("reason",),
+            "dqs_failures", "Documents given back unscored; a request refused unread counts as one.", ("reason",),
             registry=self.registry,
         )  # fmt: skip
         self._queue_seconds = self._histogram(
@@ -291,9 +295,20 @@ class _Watched(Collector):
             value=self.degraded,
         )
         for (name, documentation), read in list(self.gauges.items()):
-            yield GaugeMetricFamily(name, documentation, value=read())
-        if self.replicas is not None:
-            yield from _replica_metrics(self.replicas())
+            value = _read(read)
+            if value is not None:
+                yield GaugeMetricFamily(name, documentation, value=value)
+        replicas = _read(self.replicas) if self.replicas is not None else None
+        if replicas is not None:
+            yield from _replica_metrics(replicas)
+
+
+def _read(read: Callable[[], Value]) -> Value | None:
+    """A value that another thread may be changing; None, and so no series, where it never held still."""
+    for _ in range(_READS):
+        with contextlib.suppress(RuntimeError, LookupError, StopIteration):
+            return read()
+    return None
 
 
 def _replica_metrics(replicas: Sequence[Replica]) -> Iterable[Metric]:
