@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="Form of log lines.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
     trace_endpoint: str | None = Field(None, description="URL of an OTLP collector for traces; unset traces nothing.")
+    keepalive_s: float = Field(
+        60.0, gt=0, description="A client that was silent this long is asked whether it is there."
+    )
+    keepalive_timeout_s: float = Field(20.0, gt=0, description="How long it has to answer before it is cut off.")
     drain_s: float = Field(20.0, ge=0, description="Time that open calls have to finish after a stop signal.")
     server_token_file: Path | None = Field(None, description="File with the token that `dqs score --server` sends.")
     server_ca: Path | None = Field(

@@ -106,10 +106,10 @@ class Tokens:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser()
-        self.table: TokenTable = load_tokens(self.path)
+        self._path = path
+        self.table: TokenTable = load_tokens(path)
         """Replaced as a whole when the file changes."""
-        warn_of_access(self.path, "hashes of tokens")
+        warn_of_access(path, "hashes of tokens")
 
     def reload(self) -> None:
         """Reads the file again.
@@ -117,7 +117,7 @@ class Tokens:
         Raises:
             ConfigError: it is broken; the table stays as it was.
         """
-        self.table = load_tokens(self.path)
+        self.table = load_tokens(self._path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +142,16 @@ class Certificates:
     """
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None = None) -> None:
-        self._cert = cert.expanduser()
-        self._key = key.expanduser()
-        self._client_ca = None if client_ca is None else client_ca.expanduser()
+        self._cert = cert
+        self._key = key
+        self._client_ca = client_ca
+        self._paths = (cert, key) if client_ca is None else (cert, key, client_ca)
         self.expires = ""
         """When the certificate ends, as text."""
         self._lock = threading.Lock()
         self._current = self._read()
         self._is_new = False
         warn_of_access(self._key, "a private key")
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Its files."""
-        return (self._cert, self._key) if self._client_ca is None else (self._cert, self._key, self._client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port of a gRPC server; later connections get what was read last."""
@@ -184,7 +180,7 @@ class Certificates:
 
     def _read(self) -> _Pems:
         for _ in range(20):
-            before = _state(self.paths)
+            before = _state(self._paths)
             pems = _Pems(
                 _read_pem(self._cert, "--tls-cert"),
                 _read_pem(self._key, "--tls-key"),
@@ -194,7 +190,7 @@ class Certificates:
             if self._client_ca is not None:
                 _check_authorities(self._client_ca)
             # What was checked is what was read only if nobody wrote meanwhile.
-            if _state(self.paths) == before:
+            if _state(self._paths) == before:
                 return pems
             time.sleep(0.05)
         raise ConfigError(f"{self._cert} and {self._key} change all the time: write them once.")

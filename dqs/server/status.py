@@ -9,13 +9,12 @@ those may quote a document.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import traceback
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -26,6 +25,10 @@ from dqs.errors import DqsError, IndexUnavailable, InternalError, Overloaded, Re
 DOMAIN = "dqs"
 DETAILS_KEY = "grpc-status-details-bin"
 """Trailing metadata in which gRPC carries a google.rpc.Status."""
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key under which a client may name its call; answers carry it too, in the trailing metadata."""
+REQUEST_ID_NAME = "request_id"
+"""Its name in the metadata of an ErrorInfo."""
 RETRY_DELAY_MS: Mapping[type[DqsError], int] = MappingProxyType(
     {Overloaded: 250, IndexUnavailable: 1000, Unavailable: 1000}
 )
@@ -33,7 +36,6 @@ RETRY_DELAY_MS: Mapping[type[DqsError], int] = MappingProxyType(
 _MAX_MESSAGE_CHARACTERS = 1000
 """Trailing metadata has a budget of 8 KiB by default."""
 
-Answer = TypeVar("Answer")
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 _log = logging.getLogger(__name__)
@@ -58,18 +60,20 @@ def incident(error: BaseException) -> InternalError:
     return InternalError(f"The service failed: see incident {number} in its log.")
 
 
-def rpc_status(error: DqsError) -> status_pb2.Status:
+def rpc_status(error: DqsError, request_id: str = "") -> status_pb2.Status:
     """The google.rpc.Status of an error.
 
     Args:
         error: any error of ours.
+        request_id: of the call that it ends, "" where there is none.
 
     Returns:
         Code, message and details.
     """
     code = grpc.StatusCode[error.grpc_status]
     status = status_pb2.Status(code=code.value[0], message=error.message[:_MAX_MESSAGE_CHARACTERS])
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
+    metadata = {REQUEST_ID_NAME: request_id} if request_id else {}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     for kind in type(error).__mro__:
         if kind in RETRY_DELAY_MS:
             retry = error_details_pb2.RetryInfo()
@@ -85,41 +89,21 @@ def rpc_status(error: DqsError) -> status_pb2.Status:
     return status
 
 
-async def abort(context: Context, error: DqsError) -> NoReturn:
+async def abort(context: Context, error: DqsError, request_id: str) -> NoReturn:
     """Ends a call with the status of `error`; never returns normally.
 
     Args:
         context: of the call.
         error: why it ends.
+        request_id: of the call.
 
     Raises:
         grpc.aio.AbortError: always; it is how grpc.aio ends a call.
     """
-    status = rpc_status(error)
+    status = rpc_status(error, request_id)
     await context.abort(
         grpc.StatusCode[error.grpc_status],
         status.message,
-        trailing_metadata=((DETAILS_KEY, status.SerializeToString()),),
+        trailing_metadata=((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, request_id)),
     )
     raise AssertionError("grpc.aio returned from abort")
-
-
-async def guarded(context: Context, call: Awaitable[Answer]) -> Answer:
-    """Awaits a call and turns what it raises into a status with details.
-
-    Args:
-        context: of the call.
-        call: its work.
-
-    Returns:
-        What `call` returns.
-    """
-    try:
-        return await call
-    except DqsError as error:
-        failure = error
-    except Exception as error:
-        if context.cancelled():  # the client has gone, and writing to it failed
-            raise asyncio.CancelledError from error
-        failure = incident(error)
-    return await abort(context, failure)
