@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections import deque
 from functools import partial
 from typing import Any
 
 import grpc
 
-from dqs.errors import RequestError, Unavailable
+from dqs.errors import DqsError, RequestError, Unavailable
 from dqs.server import codec
 from dqs.server.admission import FIRST_MESSAGE_BYTES, Account, Admission, Window
 from dqs.server.batcher import Batcher
 from dqs.server.calls import Call, Gate
-from dqs.server.codec import Encoder, Limits, Options, Piece, Request
+from dqs.server.codec import Encoder, Limits, Options, Request
+from dqs.server.sessions import Message, Session, Sessions
 from dqs.server.status import Context
 from dqs.v1 import scoring_pb2
 
 SERVICE_NAME: str = scoring_pb2.DESCRIPTOR.services_by_name["ScoringService"].full_name
+AGE_JITTER = 0.1
+"""Streams retire this part of `stream_max_age_s` earlier, at most."""
 
 
 class ScoringServicer:
@@ -53,6 +57,7 @@ class ScoringServicer:
         self._batcher = batcher
         self._encoder = encoder
         self._server_info = server_info
+        self._sessions = Sessions(limits, batcher, encoder)
         self._streams: set[_Stream] = set()
 
     @property
@@ -92,7 +97,7 @@ class ScoringServicer:
 
     async def _score_stream(self, context: Context, call: Call) -> None:
         with self._admission.stream(call.tenant) as account:
-            stream = _Stream(context, call, self._limits, self._batcher, self._encoder, account)
+            stream = _Stream(context, call, self._limits, self._sessions, account)
             self._streams.add(stream)
             try:
                 await stream.run()
@@ -131,41 +136,46 @@ def _deadline_s(context: Context) -> float:
 
 
 class _Stream:
-    """One ScoreStream call: a task reads, the call's own task writes.
+    """A connection that carries a stream: a task reads, the call's own task writes.
 
     What has been read and not yet written to the client counts into the window,
     so that neither a fast writer nor a slow reader can fill the memory.
     """
 
-    def __init__(
-        self, context: Context, call: Call, limits: Limits, batcher: Batcher, encoder: Encoder, account: Account
-    ) -> None:
+    def __init__(self, context: Context, call: Call, limits: Limits, sessions: Sessions, account: Account) -> None:
         self._context = context
-        self._call = call
+        self._tenant = call.tenant.name
         self._limits = limits
-        self._batcher = batcher
-        self._encoder = encoder
+        self._sessions = sessions
         self._account = account
+        self._session: Session | None = None
+        self._stream_id = ""
         self._window = Window(limits.stream_window_bytes, limits.stream_window_documents)
-        self._options: Options | None = None
         self._expected = (min(FIRST_MESSAGE_BYTES, account.budget.max_bytes // 8), 1)
         """Largest message so far, in bytes and documents: what the next one is taken to be."""
-        self._sizes: dict[int, tuple[int, int]] = {}
-        self._open: dict[int, asyncio.Future[list[Piece]]] = {}
-        """Sequence number -> answers to come or not yet written."""
+        self._open: dict[int, tuple[int, int]] = {}
+        """Sequence numbers of what has been read and not been written -> bytes and documents in the window."""
         self._sequences: deque[int] = deque()
         """Sequence numbers in the order read, from the first unanswered one on."""
         self._acknowledged = 0
-        self._events: asyncio.Queue[Request | None] = asyncio.Queue()
-        """Requests whose answers are there; None once the reader has ended."""
+        self._events: asyncio.Queue[Message | None] = asyncio.Queue()
+        """Messages whose answers are there; None once the reader has ended, or to have `_end` looked at."""
         self._reader: asyncio.Task[None] | None = None
-        self._draining = False
+        self._end: DqsError | None = None
+        """Why the server ends the stream once everything that it has read is answered, if it is not a retirement."""
+        self._taken_over = False
+        self._retired = False
 
     def drain(self) -> None:
         """Reads no further; the stream ends when it has answered what it has read."""
-        self._draining = True
-        if self._reader is not None:
-            self._reader.cancel()
+        self._end = Unavailable("The server is shutting down: open the stream again, and send what it did not answer.")
+        self._read_no_further()
+
+    def give_way(self) -> None:
+        """Ends without another answer, because another connection carries the stream now."""
+        self._taken_over = True
+        self._read_no_further()
+        self._events.put_nowait(None)
 
     async def run(self) -> None:
         """Answers until the client or the server ends the stream.
@@ -175,19 +185,33 @@ class _Stream:
         """
         self._reader = asyncio.create_task(self._read())
         self._reader.add_done_callback(lambda _: self._events.put_nowait(None))
+        retirement: asyncio.TimerHandle | None = None
+        if self._limits.stream_max_age_s:
+            # Not all at once, where many were opened at once.
+            age_s = self._limits.stream_max_age_s * random.uniform(1 - AGE_JITTER, 1)
+            retirement = asyncio.get_running_loop().call_later(age_s, self._retire)
         try:
             await self._write()
-            if self._draining:
-                raise Unavailable(
-                    "The server is shutting down: open the stream again, and send what it did not answer."
-                )
-            self._reader.result()
+            if self._end is not None:
+                raise self._end
+            if not self._retired:
+                self._reader.result()
         finally:
+            if retirement is not None:
+                retirement.cancel()
             self._reader.cancel()
-            for answers in self._open.values():
-                answers.cancel()
-            self._account.give_back(self._window.text_bytes, self._window.documents)
+            if self._session is not None:
+                self._sessions.leave(self, self._session)
             await asyncio.gather(self._reader, return_exceptions=True)
+
+    def _retire(self) -> None:
+        """Reads no further and ends well, so that the client opens the stream anew, perhaps elsewhere."""
+        self._retired = True
+        self._read_no_further()
+
+    def _read_no_further(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
 
     async def _read(self) -> None:
         last = 0
@@ -200,11 +224,9 @@ class _Stream:
                 room.release()
             if raw is grpc.aio.EOF:
                 return
-            request = codec.parse_stream_request(raw, self._limits, self._call.tenant.name)
-            if self._options is None:
-                self._options = request.options or Options(tenant=self._call.tenant.name)
-            elif request.options is not None:
-                raise RequestError("Only the first message of a stream carries options.", field="options")
+            request = codec.parse_stream_request(raw, self._limits, self._tenant)
+            session = self._join(request)
+            session.acknowledge(request.acknowledged)
             if request.only_acknowledges:
                 continue
             if request.sequence <= last:
@@ -213,44 +235,43 @@ class _Stream:
                     field="sequence",
                 )
             last = request.sequence
-            self._submit(self._options, request, len(raw))
+            self._ask(session, request, len(raw))
 
-    def _submit(self, options: Options, request: Request, message_bytes: int) -> None:
-        # An empty message holds a place too; else a flood of them would be unbounded.
-        size = self._sizes[request.sequence] = (message_bytes, max(1, len(request.documents)))
-        self._expected = (max(self._expected[0], size[0]), max(self._expected[1], size[1]))
+    def _join(self, request: Request) -> Session:
+        """The session that a request belongs to; the first one of a connection names it."""
+        if self._session is None:
+            options = request.options or Options(tenant=self._tenant)
+            self._stream_id = request.stream_id
+            self._session = self._sessions.open(
+                self, self._account, request.stream_id, options, deadline_s=_deadline_s(self._context)
+            )
+        elif request.options is not None:
+            raise RequestError("Only the first message of a stream carries options.", field="options")
+        elif request.stream_id not in ("", self._stream_id):
+            raise RequestError("Only the first message of a connection names the stream.", field="stream_id")
+        return self._session
+
+    def _ask(self, session: Session, request: Request, message_bytes: int) -> None:
+        message = session.ask(request, message_bytes)
+        size = self._open[request.sequence] = (message.text_bytes, message.documents)
+        self._expected = (max(self._expected[0], message_bytes), max(self._expected[1], message.documents))
         self._window.take(*size)
-        self._account.take(*size)
-        answers = self._batcher.submit(options, request.documents)
-        self._open[request.sequence] = answers
         self._sequences.append(request.sequence)
-        answers.add_done_callback(partial(self._answered, request))
-
-    def _answered(self, request: Request, answers: asyncio.Future[list[Piece]]) -> None:
-        if not answers.cancelled():
-            answers.exception()  # read here, since a stream that has ended reads it nowhere else
-        self._events.put_nowait(request)
+        message.answers.add_done_callback(lambda _: self._events.put_nowait(message))
 
     async def _write(self) -> None:
         reading = True
         while reading or self._open:
-            request = await self._events.get()
-            if request is None:
+            message = await self._events.get()
+            if self._taken_over:
+                raise Unavailable("Another connection carries this stream now: go on there.")
+            if message is None:
                 reading = False
                 continue
-            answers = self._open[request.sequence]
-            if answers.cancelled():
-                raise Unavailable("The server stopped while it was scoring: send the documents again.")
-            pieces = answers.result()
-            assert self._options is not None
-            response = self._encoder.stream_response(
-                request, pieces, self._acknowledge(request.sequence), timings=self._options.timings
-            )
-            await self._context.write(response)
-            del self._open[request.sequence]
-            size = self._sizes.pop(request.sequence)
-            self._window.give_back(*size)
-            self._account.give_back(*size)
+            encoded = message.session.answer(message, self._acknowledge(message.sequence))
+            await self._context.write(encoded)
+            self._window.give_back(*self._open.pop(message.sequence))
+            message.session.written(self, message, encoded)
 
     def _acknowledge(self, sequence: int) -> int:
         """Counts a message as answered; returns the highest number up to which all are."""
