@@ -93,28 +93,20 @@ class ScorerReplica:
         """Whether it is still the process that introduced itself with this token."""
         return token == self._token
 
-    def score(
-        self,
-        token: str,
-        utf8: NDArray[np.uint8],
-        byte_offsets: NDArray[np.int64],
-        languages: Languages | None,
-        signatures: bool,
-    ) -> Packed | None:
+    def score(self, batch: tuple[str, NDArray[np.uint8], NDArray[np.int64], Languages | None, bool]) -> Packed | None:
         """Scores a batch; see `dqs.pipeline.Executor.score`.
 
         Args:
-            token: of the introduction.
-            utf8: uint8[bytes].
-            byte_offsets: int64[n + 1].
-            languages: the caller's, or None.
-            signatures: whether they are asked for.
+            batch: the token of the introduction, uint8[bytes] text, int64[n + 1] offsets, the caller's
+                languages or None, and whether signatures are asked for. One argument, because Ray
+                handles each by itself.
 
         Returns:
             None, without any work, where it is another process than the one that introduced itself.
         """
         from dqs.executors.columns import pack, unpack_languages
 
+        token, utf8, byte_offsets, languages, signatures = batch
         if self._inner is None or token != self._token:
             return None
         codes = unpack_languages(languages, byte_offsets.size - 1)
