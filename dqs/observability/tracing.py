@@ -40,8 +40,6 @@ ATTRIBUTES = MappingProxyType(
 )
 """Keyword of `Tracer.span` and `Span.set` -> name of the attribute."""
 
-_STAGES = ("score", "index", "policy")
-"""Parts of a batch in their order; they end with the batch."""
 _QUEUE_SPANS = 4096
 _EXPORT_SPANS = 512
 _EXPORT_EVERY_S = 1.0
@@ -200,13 +198,15 @@ class Tracer:
             },
             start_time=at(queued_s),
         )
-        # The stages follow one another and end with the batch; before them the documents are checked.
-        parts = [("queue", queued_s, started_s)]
-        begin_s = ended_s - sum(results.seconds.get(stage, 0.0) for stage in _STAGES)
-        for stage in _STAGES:
-            end_s = begin_s + results.seconds.get(stage, 0.0)
-            parts.append((stage, begin_s, end_s))
-            begin_s = end_s
+        # Scored batches may wait for their turn to be decided; index and policy are the last that is done.
+        score_s, index_s, policy_s = (results.seconds.get(stage, 0.0) for stage in ("score", "index", "policy"))
+        decided_s = ended_s - policy_s
+        parts = (
+            ("queue", queued_s, started_s),
+            ("score", started_s, started_s + score_s),
+            ("index", decided_s - index_s, decided_s),
+            ("policy", decided_s, ended_s),
+        )
         inside = set_span_in_context(span)
         for name, begin_s, end_s in parts:
             self._tracer.start_span(name, context=inside, start_time=at(begin_s)).end(at(end_s))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import socket
 import subprocess
 import sys
@@ -166,8 +165,11 @@ def test_a_batch_has_its_parts_with_their_times(collector: Collector) -> None:
     assert parts[0].start_time_unix_nano == batch.start_time_unix_nano
     assert parts[-1].end_time_unix_nano == pytest.approx(batch.end_time_unix_nano, abs=1000)
     assert abs(batch.end_time_unix_nano - before_ns) < 60e9
-    for earlier, later in itertools.pairwise(parts[1:]):
-        assert later.start_time_unix_nano == pytest.approx(earlier.end_time_unix_nano, abs=1000)
+    queue, score, index, policy = parts
+    assert score.start_time_unix_nano == pytest.approx(queue.end_time_unix_nano, abs=1000)
+    # Between score and index it waited for its turn to be decided.
+    assert index.start_time_unix_nano - score.end_time_unix_nano == pytest.approx(125e6, abs=1e4)
+    assert policy.start_time_unix_nano == pytest.approx(index.end_time_unix_nano, abs=1000)
 
 
 def test_tasks_have_their_own_current_span(collector: Collector) -> None:
