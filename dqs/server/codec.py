@@ -20,10 +20,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from dqs.data import Document, Missing, Reason
-from dqs.errors import DocumentError, DocumentErrorCode, RequestError
+from dqs.data import Document, Missing
+from dqs.errors import DocumentError, RequestError
 from dqs.pipeline import DEFAULT_TENANT
 from dqs.scorer import Direction, Signal
+from dqs.server import wire
 from dqs.v1 import corpus_pb2, decision_pb2, scoring_pb2, server_info_pb2
 
 if TYPE_CHECKING:
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
     from dqs.policy import Policy
     from dqs.settings import Settings
 
-OPERATORS: Mapping[str, decision_pb2.Operator] = MappingProxyType(
-    {
-        "<": decision_pb2.OPERATOR_LESS,
-        "<=": decision_pb2.OPERATOR_LESS_OR_EQUAL,
-        ">": decision_pb2.OPERATOR_GREATER,
-        ">=": decision_pb2.OPERATOR_GREATER_OR_EQUAL,
-    }
-)
 _DIRECTIONS: Mapping[Direction, server_info_pb2.Direction] = MappingProxyType(
     {
         Direction.HIGHER_IS_WORSE: server_info_pb2.DIRECTION_HIGHER_IS_WORSE,
@@ -46,13 +39,7 @@ _DIRECTIONS: Mapping[Direction, server_info_pb2.Direction] = MappingProxyType(
         Direction.NEUTRAL: server_info_pb2.DIRECTION_NEUTRAL,
     }
 )
-_ERROR_CODES: Mapping[DocumentErrorCode, scoring_pb2.DocumentErrorCode] = MappingProxyType(
-    {code: scoring_pb2.DocumentErrorCode.Value(f"DOCUMENT_ERROR_CODE_{code.value}") for code in DocumentErrorCode}
-)
 _STREAM_ID = re.compile(r"[!-~]{16,64}")
-_LENGTH_DELIMITED = 2
-_VALUES_TAG = scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
-_MISSING_TAG = scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +291,10 @@ class Encoder:
 
     def __init__(self, signals: Sequence[Signal]) -> None:
         self._names = [signal.name for signal in signals]
-        self._versions = [signal.version for signal in signals]
+        self._signals: bytes = scoring_pb2.ScoredDocuments(
+            signals=self._names, signal_versions=[signal.version for signal in signals]
+        ).SerializeToString()
+        self._writer = wire.ResultWriter()
 
     def batch_response(self, request: Request, pieces: Sequence[Piece]) -> bytes:
         """Encodes a ScoreBatchResponse.
@@ -316,12 +306,10 @@ class Encoder:
         Returns:
             The encoded message.
         """
-        response = scoring_pb2.ScoreBatchResponse()
-        self._fill(response.scored, request, pieces)
-        if request.options is not None and request.options.timings:
-            _add_timings(response.scored, pieces)
-        encoded: bytes = response.SerializeToString()
-        return encoded
+        timings = request.options is not None and request.options.timings
+        return wire.delimited(
+            scoring_pb2.ScoreBatchResponse.SCORED_FIELD_NUMBER, *self._scored(request, pieces, timings)
+        )
 
     def stream_response(
         self, request: Request, pieces: Sequence[Piece], acknowledged: int, *, timings: bool = False
@@ -338,108 +326,72 @@ class Encoder:
         Returns:
             The encoded message.
         """
-        response = scoring_pb2.ScoreStreamResponse(sequence=request.sequence, acknowledged=acknowledged)
-        self._fill(response.scored, request, pieces)
-        if timings:
-            _add_timings(response.scored, pieces)
-        encoded: bytes = response.SerializeToString()
-        return encoded
+        numbers: bytes = scoring_pb2.ScoreStreamResponse(
+            sequence=request.sequence, acknowledged=acknowledged
+        ).SerializeToString()
+        return numbers + wire.delimited(
+            scoring_pb2.ScoreStreamResponse.SCORED_FIELD_NUMBER, *self._scored(request, pieces, timings)
+        )
 
-    def _fill(self, target: scoring_pb2.ScoredDocuments, request: Request, pieces: Sequence[Piece]) -> None:
-        target.signals.extend(self._names)
-        target.signal_versions.extend(self._versions)
-        values = np.full((len(request.documents), len(self._names)), np.nan, dtype="<f4")
-        missing = np.zeros(values.shape, dtype=np.uint8)
+    def _scored(self, request: Request, pieces: Sequence[Piece], timings: bool) -> list[bytes]:
+        """The encoded fields of a ScoredDocuments."""
+        fields = [self._signals]
+        values: list[NDArray[np.float32]] = []
+        missing: list[NDArray[np.uint8]] = []
+        policy = ""
         row = 0
         for piece in pieces:
             count = piece.stop - piece.start
             outcome = piece.outcome
             if isinstance(outcome, DocumentError):
                 for document in request.documents[row : row + count]:
-                    _add_error(target, document.id, outcome)
+                    fields.append(wire.error_result(document.id, outcome))
+                values.append(np.full((len(self._names), count), np.nan, dtype="<f4"))
+                missing.append(np.zeros((len(self._names), count), dtype=np.uint8))
             else:
-                target.policy = outcome.policy
-                _add_results(target, outcome, piece.start, piece.stop)
-                self._copy_columns(outcome, piece, values[row : row + count], missing[row : row + count])
+                policy = outcome.policy
+                fields += self._writer.results(outcome, piece.start, piece.stop)
+                values.append(self._values(outcome, piece))
+                missing.append(self._missing(outcome, piece))
             row += count
-        target.MergeFromString(_packed(_VALUES_TAG, values.tobytes()))
-        if missing.any():
-            # Codes are below 128, so that each is its own varint.
-            target.MergeFromString(_packed(_MISSING_TAG, missing.tobytes()))
+        if pieces:
+            # Signals lie one after the other and travel document by document.
+            matrix = np.concatenate(values, axis=1).tobytes("F")
+            fields.append(wire.delimited(scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER, matrix))
+            codes = np.concatenate(missing, axis=1)
+            if codes.any():
+                # Codes are below 128, so that each is its own varint.
+                fields.append(wire.delimited(scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER, codes.tobytes("F")))
+        fields.append(scoring_pb2.ScoredDocuments(policy=policy).SerializeToString())
+        if timings:
+            fields += map(_timing, pieces)
+        return fields
 
-    def _copy_columns(
-        self, results: Results, piece: Piece, values: NDArray[np.float32], missing: NDArray[np.uint8]
-    ) -> None:
-        columns = results.columns
-        for column, name in enumerate(self._names):
-            values[:, column] = columns.values[name][piece.start : piece.stop]
-            missing[:, column] = columns.missing[name][piece.start : piece.stop]
-        for row, error in enumerate(results.errors[piece.start : piece.stop]):
-            if error is not None:
-                values[row] = np.nan
-                missing[row] = Missing.PRESENT
+    def _values(self, results: Results, piece: Piece) -> NDArray[np.float32]:
+        """float32[signals, documents]; NaN under documents with an error."""
+        columns = results.columns.values
+        values = np.array([columns[name][piece.start : piece.stop] for name in self._names], dtype="<f4")
+        values[:, _with_error(results, piece)] = np.nan
+        return values
 
-
-def _add_results(target: scoring_pb2.ScoredDocuments, results: Results, start: int, stop: int) -> None:
-    add = target.results.add
-    labels = results.labels.tolist()
-    languages = results.columns.language
-    spans = results.columns.toxicity_span
-    span_list = None if spans is None else spans.tolist()
-    for i in range(start, stop):
-        error = results.errors[i]
-        if error is not None:
-            _add_error(target, results.ids[i], error)
-            continue
-        result = add(id=results.ids[i], label=labels[i], language=languages[i])
-        if span_list is not None and span_list[i][0] >= 0:
-            result.toxicity_span_start, result.toxicity_span_end = span_list[i]
-        for reason in results.reasons[i]:
-            _add_reason(result, reason)
-        original = results.duplicate_of[i]
-        if original is not None:
-            result.duplicate_of = original
+    def _missing(self, results: Results, piece: Piece) -> NDArray[np.uint8]:
+        """uint8[signals, documents] of `Missing`; PRESENT under documents with an error."""
+        columns = results.columns.missing
+        missing = np.array([columns[name][piece.start : piece.stop] for name in self._names], dtype=np.uint8)
+        missing[:, _with_error(results, piece)] = Missing.PRESENT
+        return missing
 
 
-def _add_error(target: scoring_pb2.ScoredDocuments, document_id: str, error: DocumentError) -> None:
-    result = target.results.add(id=document_id)
-    result.error.code = _ERROR_CODES[error.code]
-    result.error.message = error.message
+def _with_error(results: Results, piece: Piece) -> list[int]:
+    """Places of documents with an error, from the start of the piece."""
+    return [k for k, error in enumerate(results.errors[piece.start : piece.stop]) if error is not None]
 
 
-def _add_timings(target: scoring_pb2.ScoredDocuments, pieces: Sequence[Piece]) -> None:
-    for piece in pieces:
-        added = target.timings.add(documents=piece.stop - piece.start, queue_seconds=piece.queue_s)
-        if not isinstance(piece.outcome, DocumentError):
-            seconds = piece.outcome.seconds
-            added.score_seconds = seconds["score"]
-            added.index_seconds = seconds["index"]
-            added.policy_seconds = seconds["policy"]
-            added.replica = piece.outcome.replica
-
-
-def _add_reason(result: scoring_pb2.Result, reason: Reason) -> None:
-    added = result.reasons.add(
-        rule=reason.rule,
-        signal=reason.signal,
-        operator=OPERATORS[reason.operator],
-        threshold=reason.threshold,
-    )
-    if reason.value is None:
-        added.missing = decision_pb2.MissingReason.ValueType(reason.missing)
-    else:
-        added.value = reason.value
-
-
-def _packed(tag: int, payload: bytes) -> bytes:
-    """A packed repeated field in the wire format: tag, length as a varint, payload."""
-    header = bytearray((tag,))
-    length = len(payload)
-    while length > 0x7F:
-        header.append(length & 0x7F | 0x80)
-        length >>= 7
-    header.append(length)
-    return bytes(header) + payload
+def _timing(piece: Piece) -> bytes:
+    count, outcome = piece.stop - piece.start, piece.outcome
+    if isinstance(outcome, DocumentError):
+        return wire.timing(count, piece.queue_s, {}, "")
+    return wire.timing(count, piece.queue_s, outcome.seconds, outcome.replica)
 
 
 def encode_server_info(pipeline: Pipeline, limits: Limits, version: str) -> bytes:
@@ -505,7 +457,7 @@ def _add_policy(response: server_info_pb2.GetServerInfoResponse, policy: Policy)
         added_rule = added.rules.add(
             id=rule.id,
             signal=rule.signal,
-            operator=OPERATORS[rule.operator],
+            operator=wire.OPERATORS[rule.operator],
             threshold=rule.threshold,
             languages=sorted(rule.languages),
             min_characters=rule.min_characters,
