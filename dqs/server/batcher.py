@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from dqs.data import Document
 from dqs.errors import DeadlineExceeded, DocumentError, DocumentErrorCode, DqsError, IndexUnavailable, Unavailable
+from dqs.observability.tracing import Span, Tracer, current
 from dqs.server.codec import Options, Piece
 from dqs.server.status import incident
 
@@ -52,6 +53,8 @@ class _Entry:
     parts: list[_Slice] = field(default_factory=list)
     unanswered: int = 0
     """Number of parts without an answer."""
+    span: Span | None = None
+    """Of the call that it belongs to, where calls are traced."""
 
 
 @dataclass(eq=False, slots=True)
@@ -102,6 +105,7 @@ class Batcher:
         batch_documents: a batch of this many documents is full.
         wait_s: how long a document waits for others while a slot is free and another is not.
         slotless_s: how long documents wait while there is nobody to score them.
+        tracer: records batches; None records none.
     """
 
     def __init__(
@@ -113,9 +117,11 @@ class Batcher:
         batch_documents: int,
         wait_s: float,
         slotless_s: float = SLOTLESS_S,
+        tracer: Tracer | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._metrics = metrics
+        self._tracer = tracer or Tracer(None)
         self._batch_bytes = batch_bytes
         self._batch_documents = batch_documents
         self._wait_s = wait_s
@@ -178,6 +184,9 @@ class Batcher:
         group = flow.groups.setdefault(options, _Group(options))
         entry.parts = [_Slice(entry, *run, now_s) for run in self._cut(documents)]
         entry.unanswered = len(entry.parts)
+        entry.span = current()
+        if entry.span is not None:
+            entry.span.count(len(documents), sum(part.text_bytes for part in entry.parts))
         for part in entry.parts:
             self._enqueue(group, part)
         entry.future.add_done_callback(lambda _: self._leave(entry))
@@ -476,6 +485,14 @@ class Batcher:
             if not isinstance(piece.outcome, DocumentError):
                 share = text_bytes * len(piece.outcome) // sum(part.stop - part.start for part in batch)
                 self._metrics.batch([part.queue_s for part in batch], piece.outcome, share)
+                self._tracer.batch(
+                    [part.entry.span for part in batch],
+                    piece.outcome,
+                    queued_s=batch[0].submitted_s,
+                    started_s=batch[0].submitted_s + batch[0].queue_s,
+                    ended_s=self._loop.time(),
+                    text_bytes=share,
+                )
         remaining = deque(pieces)
         for part in batch:
             wanted = part.stop - part.start

@@ -149,6 +149,7 @@ class ScoringServer:
             batch_bytes=settings.batch_bytes,
             batch_documents=settings.batch_documents,
             wait_s=settings.batch_wait_ms / 1000,
+            tracer=self._tracer,
         )
         self._servicer = ScoringServicer(
             limits,
