@@ -36,6 +36,7 @@ from dqs.errors import ConfigError
 from dqs.observability import logs
 from dqs.observability.metrics import Metrics, MetricsServer, serve_metrics
 from dqs.observability.tracing import Tracer
+from dqs.pipeline import ExecutorStatus
 from dqs.server import health
 from dqs.server.admission import Admission
 from dqs.server.batcher import Batcher
@@ -46,6 +47,7 @@ from dqs.server.corpora import CorpusServicer
 from dqs.server.health import Health
 from dqs.server.security import Certificates, Reloader, Tokens, check_exposure
 from dqs.server.servicer import SERVICE_NAME, ScoringServicer
+from dqs.server.status import incident
 
 if TYPE_CHECKING:
     from dqs.pipeline import Pipeline
@@ -88,8 +90,9 @@ class ScoringServer:
         self._certificates = _open_certificates(settings, self._reloader)
         tokens = _open_tokens(settings, self._reloader)
         self._tracer = Tracer(settings.trace_endpoint)
-        self._metrics = Metrics()
-        self._gate = Gate(tokens, self._metrics, self._tracer)
+        self.metrics = Metrics()
+        """What is counted and shown to Prometheus."""
+        self._gate = Gate(tokens, self.metrics, self._tracer)
         self._health = Health((SERVICE_NAME, CORPUS_SERVICE_NAME))
         self._servicer: ScoringServicer | None = None
         self._corpora: CorpusServicer | None = None
@@ -116,8 +119,13 @@ class ScoringServer:
         self.metrics_address: str | None = None
         """Host and port of the metrics over HTTP."""
         if settings.metrics_port is not None:
-            self._metrics_server = serve_metrics(self._metrics, settings.metrics_host, settings.metrics_port)
+            self._metrics_server = serve_metrics(self.metrics, settings.metrics_host, settings.metrics_port)
             self.metrics_address = _address(*self._metrics_server.address)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What it counts."""
+        return self.metrics
 
     @property
     def pending_bytes(self) -> int:
@@ -142,10 +150,10 @@ class ScoringServer:
             await self.listen()
         settings = self._settings
         limits = Limits.of(settings)
-        admission = Admission(limits, self._metrics)
+        admission = Admission(limits, self.metrics)
         self._batcher = Batcher(
             pipeline,
-            self._metrics,
+            self.metrics,
             batch_bytes=settings.batch_bytes,
             batch_documents=settings.batch_documents,
             wait_s=settings.batch_wait_ms / 1000,
@@ -162,8 +170,8 @@ class ScoringServer:
         self._corpora = CorpusServicer(pipeline, self._batcher, admission, self._gate)
         self._pipeline = pipeline
         executor = pipeline.executor
-        self._metrics.watch("slots", lambda: executor.status().slots)
-        self._metrics.watch_replicas(lambda: executor.status().replicas)
+        self.metrics.watch("slots", lambda: executor.status().slots)
+        self.metrics.watch_replicas(lambda: executor.status().replicas)
         # What is loaded now stays; looking through it again and again for garbage would be in vain.
         gc.collect()
         gc.freeze()
@@ -266,7 +274,12 @@ class ScoringServer:
         """Takes over how the executor is."""
         if self._pipeline is None or self._is_stopping:
             return
-        status = self._pipeline.executor.status()
+        try:
+            status = self._pipeline.executor.status()
+        except Exception as error:  # its own task must not end of it, nor must readiness stay as it was
+            if self._health.is_ready:
+                incident(error)
+            status = ExecutorStatus(0, ())
         is_ready = status.slots > 0 and status.lost is None
         if is_ready != self._health.is_ready:
             self._health.set_ready(is_ready)
