@@ -123,11 +123,6 @@ class ScoringServer:
             self.metrics_address = _address(*self._metrics_server.address)
 
     @property
-    def metrics(self) -> Metrics:
-        """What it counts."""
-        return self.metrics
-
-    @property
     def pending_bytes(self) -> int:
         """Bytes of text that have been read and not yet answered, over all calls."""
         return 0 if self._servicer is None else self._servicer.pending_bytes
