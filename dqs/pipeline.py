@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dqs.data import Document, Label, Missing, Verdict
+from dqs.data import Document, Documents, Label, Missing, Verdict
 from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
 from dqs.index.redis_store import DuplicateStore
 from dqs.index.signature import Signatures, sign
@@ -300,14 +300,16 @@ class Pipeline:
         Raises:
             Unavailable: there is nobody to score now.
         """
-        errors = [self._check(document) for document in documents]
-        texts = [b"" if error else document.text for document, error in zip(documents, errors, strict=True)]
+        columns = Documents.of(documents)
+        errors = self._check(columns)
+        texts = columns.texts
+        if any(errors):
+            texts = [b"" if error else text for text, error in zip(texts, errors, strict=True)]
         byte_offsets = np.zeros(len(texts) + 1, dtype=np.int64)
         np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
         begin = time.perf_counter()
-        languages = [document.language for document in documents]
-        scored = self.executor.score(utf8, byte_offsets, languages, signatures=signatures)
+        scored = self.executor.score(utf8, byte_offsets, columns.languages, signatures=signatures)
         seconds = {**scored.seconds, "score": time.perf_counter() - begin}
         if scored.failed is not None:
             for i in np.flatnonzero(scored.failed).tolist():
@@ -318,7 +320,7 @@ class Pipeline:
             errors[i] = errors[i] or DocumentError(
                 DocumentErrorCode.INVALID_UTF8, "The text is not valid UTF-8; send it as UTF-8 bytes."
             )
-        return Undecided([document.id for document in documents], scored, errors, seconds)
+        return Undecided(columns.ids, scored, errors, seconds)
 
     def decide(
         self,
@@ -398,14 +400,27 @@ class Pipeline:
             raise IndexUnavailable("This service runs without a duplicate index; switch duplication off in the call.")
         return self._store
 
-    def _check(self, document: Document) -> DocumentError | None:
-        if len(document.text) > self.max_document_bytes:
+    def _check(self, documents: Documents) -> list[DocumentError | None]:
+        """What is wrong with each document, before anything looks into its text."""
+        longest = max(map(len, documents.texts), default=0)
+        # No character has more than four bytes, and ASCII has no surrogates.
+        if (
+            longest <= self.max_document_bytes
+            and all(documents.ids)
+            and "".join(documents.ids).isascii()
+            and max(map(len, documents.ids), default=0) <= MAX_ID_BYTES
+        ):
+            return [None] * len(documents)
+        return [self._check_one(*document) for document in zip(documents.ids, documents.texts, strict=True)]
+
+    def _check_one(self, document_id: str, text: bytes) -> DocumentError | None:
+        if len(text) > self.max_document_bytes:
             return DocumentError(
                 DocumentErrorCode.TOO_LARGE,
-                f"The text has {len(document.text)} bytes, more than the limit of {self.max_document_bytes}; split it.",
+                f"The text has {len(text)} bytes, more than the limit of {self.max_document_bytes}; split it.",
             )
         try:
-            id_bytes = len(document.id.encode())
+            id_bytes = len(document_id.encode())
         except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
             id_bytes = 0
         if not 1 <= id_bytes <= MAX_ID_BYTES:

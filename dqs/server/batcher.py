@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dqs.data import Document
+from dqs.data import Document, Documents
 from dqs.errors import DeadlineExceeded, DocumentError, DocumentErrorCode, DqsError, IndexUnavailable, Unavailable
 from dqs.observability.tracing import Span, Tracer, current
 from dqs.server.codec import Options, Piece
@@ -47,7 +47,7 @@ _DOCUMENT_COST_BYTES = 256
 class _Entry:
     """What one call or stream message submitted; its answers gather in `pieces`."""
 
-    documents: Sequence[Document]
+    documents: Documents
     future: asyncio.Future[list[Piece]]
     deadline_s: float
     parts: list[_Slice] = field(default_factory=list)
@@ -170,7 +170,7 @@ class Batcher:
             `DqsError` that concerns the whole call, such as `PolicyError`.
         """
         now_s = self._loop.time()
-        entry = _Entry(documents, self._loop.create_future(), deadline_s)
+        entry = _Entry(Documents.of(documents), self._loop.create_future(), deadline_s)
         if not documents:
             entry.future.set_result([])
             return entry.future
@@ -182,7 +182,7 @@ class Batcher:
         if not flow.groups:
             flow.start_tag = max(flow.start_tag, self._clock)
         group = flow.groups.setdefault(options, _Group(options))
-        entry.parts = [_Slice(entry, *run, now_s) for run in self._cut(documents)]
+        entry.parts = [_Slice(entry, *run, now_s) for run in self._cut(entry.documents)]
         entry.unanswered = len(entry.parts)
         entry.span = current()
         if entry.span is not None:
@@ -224,13 +224,12 @@ class Batcher:
 
     # --- what waits
 
-    def _cut(self, documents: Sequence[Document]) -> list[tuple[int, int, int]]:
+    def _cut(self, documents: Documents) -> list[tuple[int, int, int]]:
         """Cuts documents into runs that fit the smallest full batch: start, stop, bytes of text of each."""
         max_bytes, max_documents = self._full(contended=True)
         runs: list[tuple[int, int, int]] = []
         start = total = 0
-        for i, document in enumerate(documents):
-            size = len(document.text)
+        for i, size in enumerate(map(len, documents.texts)):
             if i > start and (total + size > max_bytes or i - start == max_documents):
                 runs.append((start, i, total))
                 start, total = i, 0
@@ -411,12 +410,11 @@ class Batcher:
         return taken
 
     def _start(self, options: Options, batch: list[_Slice], now_s: float) -> None:
-        documents: list[Document] = []
         text_bytes = 0
         for part in batch:
             part.queue_s = now_s - part.submitted_s
-            documents += part.entry.documents[part.start : part.stop]
             text_bytes += part.text_bytes
+        documents = Documents.join(part.entry.documents[part.start : part.stop] for part in batch)
         flow = self._flows[options.tenant]
         self._clock = flow.start_tag
         flow.start_tag += text_bytes + _DOCUMENT_COST_BYTES * len(documents)
@@ -454,7 +452,7 @@ class Batcher:
             flow = self._flows[options.tenant]
             self._enqueue(flow.groups.setdefault(options, _Group(options)), part, first=True)
 
-    def _score(self, options: Options, documents: list[Document]) -> list[Piece]:
+    def _score(self, options: Options, documents: Documents) -> list[Piece]:
         """Scores a batch in a thread; a document that breaks the scoring is answered by itself.
 
         Raises:

@@ -20,7 +20,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from dqs.data import Document, Missing
+from dqs.data import Documents, Missing
 from dqs.errors import DocumentError, RequestError
 from dqs.pipeline import DEFAULT_TENANT
 from dqs.scorer import Direction, Signal
@@ -127,7 +127,7 @@ class Request:
 
     options: Options | None
     sequence: int
-    documents: list[Document]
+    documents: Documents
     text_bytes: int
     stream_id: str = ""
     acknowledged: int = 0
@@ -172,7 +172,7 @@ def parse_batch_request(raw: bytes, limits: Limits, tenant: str = DEFAULT_TENANT
     message = scoring_pb2.ScoreBatchRequest()
     _parse(message, raw)
     documents = _documents(message.documents, limits)
-    return Request(_options(message.options, tenant), 0, documents, _text_bytes(documents))
+    return Request(_options(message.options, tenant), 0, documents, documents.text_bytes)
 
 
 def parse_stream_request(raw: bytes, limits: Limits, tenant: str = DEFAULT_TENANT) -> Request:
@@ -198,7 +198,7 @@ def parse_stream_request(raw: bytes, limits: Limits, tenant: str = DEFAULT_TENAN
             "The stream's id is not 16 to 64 printable ASCII characters: send random ones, or none.", field="stream_id"
         )
     documents = _documents(message.documents, limits)
-    return Request(options, message.sequence, documents, _text_bytes(documents), stream_id, message.acknowledged)
+    return Request(options, message.sequence, documents, documents.text_bytes, stream_id, message.acknowledged)
 
 
 def parse_server_info_request(raw: bytes) -> None:
@@ -268,18 +268,14 @@ def _options(message: scoring_pb2.ScoreOptions, tenant: str) -> Options:
     )
 
 
-def _documents(messages: Sequence[scoring_pb2.Document], limits: Limits) -> list[Document]:
+def _documents(messages: Sequence[scoring_pb2.Document], limits: Limits) -> Documents:
     if len(messages) > limits.max_batch_documents:
         raise RequestError(
             f"The message has {len(messages)} documents and at most {limits.max_batch_documents}"
             " are allowed: send them in several.",
             field="documents",
         )
-    return [Document(m.id, m.text, m.language, m.source) for m in messages]
-
-
-def _text_bytes(documents: Sequence[Document]) -> int:
-    return sum(len(document.text) for document in documents)
+    return Documents([m.id for m in messages], [m.text for m in messages], [m.language for m in messages])
 
 
 class Encoder:
@@ -344,8 +340,7 @@ class Encoder:
             count = piece.stop - piece.start
             outcome = piece.outcome
             if isinstance(outcome, DocumentError):
-                for document in request.documents[row : row + count]:
-                    fields.append(wire.error_result(document.id, outcome))
+                fields += [wire.error_result(name, outcome) for name in request.documents.ids[row : row + count]]
                 values.append(np.full((len(self._names), count), np.nan, dtype="<f4"))
                 missing.append(np.zeros((len(self._names), count), dtype=np.uint8))
             else:

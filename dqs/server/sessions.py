@@ -120,7 +120,8 @@ class Session:
         Raises:
             RequestError: another message had the same number.
         """
-        fingerprint = 0 if self.key is None else hash(tuple(request.documents))
+        documents = request.documents
+        fingerprint = 0 if self.key is None else hash(documents.key)
         known = self._messages.get(request.sequence)
         if known is not None:
             if known.fingerprint != fingerprint:
@@ -133,10 +134,10 @@ class Session:
                 self._account.take(known.text_bytes, known.documents)
             known.is_asked = True
             return known
-        documents = max(1, len(request.documents))  # else a flood of empty messages would be unbounded
-        self._account.take(message_bytes, documents)
-        answers = self._sessions.batcher.submit(self.options, request.documents, deadline_s=self._deadline_s)
-        message = Message(self, request, answers, fingerprint, request.sequence, message_bytes, documents)
+        count = max(1, len(documents))  # else a flood of empty messages would be unbounded
+        self._account.take(message_bytes, count)
+        answers = self._sessions.batcher.submit(self.options, documents, deadline_s=self._deadline_s)
+        message = Message(self, request, answers, fingerprint, request.sequence, message_bytes, count)
         self._messages[request.sequence] = message
         answers.add_done_callback(partial(self._scored, message))
         return message

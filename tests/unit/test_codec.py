@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqs.data import Document, Label, Missing
+from dqs.data import Document, Documents, Label, Missing
 from dqs.errors import DocumentError, DocumentErrorCode, RequestError
 from dqs.pipeline import Results
 from dqs.policy import OPERATORS, Policy, Rule
@@ -135,7 +135,7 @@ def test_answers_parse_to_what_protobuf_would_have_written(
         stop = data.draw(st.integers(start + 1, len(batch)))
         pieces.append(Piece(start, stop, failure or results_of(policy, batch, span), queue_s=0.5))
         documents += [Document(row[0], b"") for row in batch[start:stop]]
-    request = Request(Options(timings=timings), sequence, documents, 0)
+    request = Request(Options(timings=timings), sequence, Documents.of(documents), 0)
     expected = written_by_protobuf(request, pieces, timings)
     unary = pb.ScoreBatchResponse.FromString(encoder.batch_response(request, pieces))
     stream = pb.ScoreStreamResponse.FromString(encoder.stream_response(request, pieces, sequence, timings=timings))
