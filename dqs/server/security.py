@@ -209,8 +209,11 @@ class Certificates:
         client.check_hostname = False
         client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # trusts the certificate itself, whoever signed it
         try:
-            server.load_cert_chain(self._cert, self._key, password=passphrase)
             client.load_verify_locations(cadata=own.group().decode("ascii"))
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(f"{self._cert} holds no certificate: give --tls-cert a file in PEM.") from error
+        try:
+            server.load_cert_chain(self._cert, self._key, password=passphrase)
             self.expires = _handshake(server, client)
         except ssl.SSLCertVerificationError as error:
             what = {_EXPIRED: "has expired", _NOT_YET_VALID: "is not valid yet"}.get(
@@ -224,8 +227,6 @@ class Certificates:
                 reason = (error.reason or "no PEM").replace("_", " ").lower()
                 problem = f"The certificate in {self._cert} and the key in {self._key} cannot be used ({reason})"
             raise ConfigError(f"{problem}: give --tls-cert and --tls-key files that fit.") from error
-        except ValueError as error:
-            raise ConfigError(f"{self._cert} holds no certificate: give --tls-cert a file in PEM.") from error
 
 
 def _configuration(pems: _Pems) -> grpc.ServerCertificateConfiguration:
