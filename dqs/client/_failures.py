@@ -126,12 +126,12 @@ class Patience:
             if self._retry_s <= 0:
                 raise failure.error
             _log.warning(
-                "%s does not answer (request %s): %s Trying %s for up to %g s.",
+                "No answer from %s (request %s), trying %s for up to %g s: %s",
                 target,
                 self._request_id,
-                failure.error.message,
                 "again" if len(self._targets) == 1 else " and ".join(self._targets),
                 self._retry_s,
+                failure.error.message,
             )
         if at_once:
             return 0.0

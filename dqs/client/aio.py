@@ -229,8 +229,9 @@ class AsyncClient:
 
     async def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
-        route = Route(self._servers, retry_s)
-        deadline_s = time.monotonic() + (timeout_s if timeout_s is not None else self._timeouts.answer_s)
+        limit_s = timeout_s if timeout_s is not None else self._timeouts.answer_s
+        route = Route(self._servers, min(retry_s, limit_s))
+        deadline_s = time.monotonic() + limit_s
         while True:
             call = getattr(route.server, method)
             try:

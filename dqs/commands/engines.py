@@ -5,23 +5,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dqs.client import Client
 from dqs.data import Document, Label, Verdict
-from dqs.errors import ConfigError, IndexUnavailable, PolicyError, RequestError
-from dqs.pipeline import Pipeline, Results
+from dqs.errors import ConfigError, DqsError, IndexUnavailable, PolicyError, RequestError, Unavailable
+from dqs.pipeline import Pipeline, Results, Undecided
 from dqs.rows.readers import Rows
 from dqs.rows.table import Answers
 
 _INDEX_PATIENCE_S = 20.0
-_INDEX_POLL_S = 0.2
+_WORKER_PATIENCE_S = 120.0
+"""As long as workers may take to start."""
+_POLL_S = 0.2
 _FORGET_TIMEOUT_S = 10.0
 """Nobody wants to wait longer at the end of a run for a service that is gone."""
+_Outcome = TypeVar("_Outcome")
 
 
 class Engine(Protocol):
@@ -58,7 +64,11 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """Scores in this process.
+    """Scores in this process, or in workers that it has started.
+
+    As many batches are scored at once as the executor takes. They are looked up, inserted
+    and decided one after the other in the order of the input, so that the answers are the
+    same however many workers there are.
 
     Args:
         pipeline: what scores.
@@ -88,25 +98,63 @@ class LocalEngine:
         self._corpus = corpus
         self._private = private
         self._language = language
+        self._stopped = threading.Event()
 
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
-        """Scores batch after batch."""
-        for rows in batches:
-            yield rows, Answers.from_results(self._run(rows.documents(self._language)))
+        """Scores batches ahead of the answers, and decides them in order."""
+        executor = self._pipeline.executor
+        if executor.max_slots == 1:
+            for rows in batches:
+                yield rows, self._decide(self._score(rows.documents(self._language)))
+            return
+        # A run has more to score than workers could be had for, until its last row is read.
+        executor.note_waiting(sys.maxsize)
+        waiting: deque[tuple[Rows, Future[Undecided]]] = deque()
+        with ThreadPoolExecutor(executor.max_slots, thread_name_prefix="dqs-score") as threads:
+            try:
+                for rows in batches:
+                    waiting.append((rows, threads.submit(self._score, rows.documents(self._language))))
+                    # One more than there are slots, or one would be idle while the first is decided.
+                    while len(waiting) > executor.status().slots + 1:
+                        first, scoring = waiting.popleft()
+                        yield first, self._decide(scoring.result())
+                executor.note_waiting(0)
+                while waiting:
+                    first, scoring = waiting.popleft()
+                    yield first, self._decide(scoring.result())
+            finally:
+                self._stopped.set()
+                for _, scoring in waiting:
+                    scoring.cancel()
 
-    def _run(self, documents: Sequence[Document]) -> Results:
-        """Scores a batch; a private Redis that is being started again gets the time it needs for that.
+    def _score(self, documents: Sequence[Document]) -> Undecided:
+        """Scores a batch; workers that are being started again get the time they need for that."""
+
+        def score() -> Undecided:
+            return self._pipeline.score(documents, signatures=self._corpus is not None)
+
+        return self._repeat(score, Unavailable, _WORKER_PATIENCE_S)
+
+    def _decide(self, scored: Undecided) -> Answers:
+        """Decides a batch; a private Redis that is being started again gets the time it needs for that.
 
         Repeating a batch is safe: the index knows its documents by id and text.
         """
-        deadline_s = time.monotonic() + _INDEX_PATIENCE_S
+
+        def decide() -> Results:
+            return self._pipeline.decide(scored, policy=self._name, corpus=self._corpus)
+
+        return Answers.from_results(self._repeat(decide, IndexUnavailable, _INDEX_PATIENCE_S))
+
+    def _repeat(self, work: Callable[[], _Outcome], failure: type[DqsError], patience_s: float) -> _Outcome:
+        deadline_s = time.monotonic() + patience_s
         while True:
             try:
-                return self._pipeline.run(documents, policy=self._name, corpus=self._corpus)
-            except IndexUnavailable:
-                if time.monotonic() > deadline_s:
+                return work()
+            except failure:
+                lost = self._pipeline.executor.status().lost is not None
+                if lost or time.monotonic() > deadline_s or self._stopped.wait(_POLL_S):
                     raise
-            time.sleep(_INDEX_POLL_S)
 
     def rebuild(self, batches: Iterable[tuple[Rows, Sequence[bool]]]) -> None:
         """Starts the private corpus anew and remembers what was kept; a named corpus stays as it is."""

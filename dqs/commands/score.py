@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
+from dqs.errors import ConfigError
+
+_NOBODY_READS = 128 + 13
+"""What a shell reports of a program that SIGPIPE has ended."""
 
 
 def score(
@@ -23,7 +29,26 @@ def score(
     ],
     server: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Score through this service; in this process if left out."),
+        typer.Option(
+            metavar="HOST:PORT[,...]",
+            help="Score through this service, and through the next of several where one fails; "
+            "in this process if left out.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token to send to the service; read before each call.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Authorities that the service's certificate is checked against, PEM.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show to the service, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of that certificate, PEM.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Score in this many Ray actors; 0, the default, without Ray.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Ray cluster of the actors; one on this machine if left out."),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
     id_field: Annotated[
@@ -57,9 +82,25 @@ def score(
     """Score files of rows: one row out for every row in, in their order.
 
     Exit status 0: every row was scored; 1: some rows have errors; 2: nothing was written;
-    130: interrupted.
+    130: interrupted; 141: nobody reads standard output any more.
     """
-    settings = make_settings(config, data_dir=data_dir, models=models, policies=policies, redis_url=redis)
+    if server is not None and (workers or ray_address is not None):
+        raise ConfigError(
+            "The service scores with workers of its own: leave out --server, or --workers and --ray-address."
+        )
+    settings = make_settings(
+        config,
+        data_dir=data_dir,
+        models=models,
+        policies=policies,
+        redis_url=redis,
+        workers=workers,
+        ray_address=ray_address,
+        server_token_file=token_file,
+        server_ca=tls_ca,
+        server_cert=tls_cert,
+        server_key=tls_key,
+    )
     from dqs.commands.scoring import Request, score_files
     from dqs.rows.readers import Fields
 
@@ -84,5 +125,9 @@ def score(
     except KeyboardInterrupt:
         print("dqs: interrupted; what was not complete has been removed.", file=sys.stderr)
         raise
+    except BrokenPipeError:
+        # Python flushes standard output at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(_NOBODY_READS) from None
     if summary.errors:
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import secrets
 import signal
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 import dqs
 from dqs.app import build_pipeline
-from dqs.client import Client
+from dqs.client import Client, Tls
 from dqs.commands.display import Display
 from dqs.commands.engines import Engine, LocalEngine, RemoteEngine, was_indexed
 from dqs.errors import ConfigError, DqsError
@@ -124,10 +125,47 @@ def _open_engine(
     language: str,
 ) -> Engine:
     if request.server is not None:
-        client = stack.enter_context(Client(request.server))
+        stack.enter_context(_client_speaks())
+        client = stack.enter_context(_connect(request.server, settings))
         return RemoteEngine(client, request.policy, corpus, private, language)
     pipeline = stack.enter_context(build_pipeline(settings, dedup=request.dedup))
     return LocalEngine(pipeline, request.policy, corpus, private, language)
+
+
+class _Said(logging.Handler):
+    """What the client logs, as sentences for the person at the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Looked up each time: while the bar is drawn, rich stands there.
+        print(f"dqs: {' '.join(record.getMessage().split())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _client_speaks() -> Iterator[None]:
+    logger, handler = logging.getLogger("dqs.client"), _Said()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _connect(server: str, settings: Settings) -> Client:
+    tls = None
+    if settings.server_ca is not None or settings.server_cert is not None or settings.server_key is not None:
+        tls = Tls(ca=settings.server_ca, cert=settings.server_cert, key=settings.server_key)
+    path = settings.server_token_file
+    if path is None:
+        return Client(server, tls=tls)
+
+    def token() -> str:
+        try:
+            return path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError(f"The token file {path} cannot be read.") from None
+
+    token()  # the first call is tried for some seconds; a missing file is said at once
+    return Client(server, tls=tls, token=token)
 
 
 def _forget(engine: Engine, manifest: Manifest | None) -> None:

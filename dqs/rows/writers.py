@@ -196,14 +196,29 @@ class BytesWriter:
         self._packer = None if compression is None else pa.CompressedOutputStream(_Unclosed(raw), compression)
         self._sink: Any = raw if self._packer is None else self._packer
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with explained(self._name):
+                yield
+        except ConfigError as error:
+            # Who reads standard output may leave, as `head` does; that needs no explanation.
+            if self._file is None and isinstance(error.__context__, BrokenPipeError):
+                raise error.__context__ from None
+            raise
+
     def write(self, data: bytes) -> None:
-        """Appends bytes."""
-        with explained(self._name):
+        """Appends bytes.
+
+        Raises:
+            BrokenPipeError: nobody reads standard output any more.
+        """
+        with self._explained():
             self._sink.write(data)
 
     def commit(self) -> None:
         """Makes the file visible; flushes standard output."""
-        with explained(self._name):
+        with self._explained():
             if self._packer is not None:
                 self._packer.close()
             if self._file is None:

@@ -451,7 +451,7 @@ def test_a_run_that_finished_no_part_begins_with_an_empty_corpus(
 
 
 @pytest.mark.slow
-def test_an_index_that_is_gone_at_the_end_costs_one_line(cli: Cli, emptied: ServerProcess, redis: Redis) -> None:
+def test_an_index_that_is_gone_at_the_end_is_said_and_no_more(cli: Cli, emptied: ServerProcess, redis: Redis) -> None:
     (cli.folder / "in.jsonl").write_text(corpus(300))
     process = cli.start("score", "in.jsonl", "-", "-o", "out.jsonl", "--server", emptied.address, stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -463,7 +463,8 @@ def test_an_index_that_is_gone_at_the_end_costs_one_line(cli: Cli, emptied: Serv
     _, err = process.communicate(timeout=WAIT_S)
     redis.start()
     assert process.returncode == 130
-    first, second = err.decode().splitlines()
+    *warnings, first, second = err.decode().splitlines()
+    assert all(line.startswith("dqs: No answer from ") for line in warnings), err
     assert first.startswith("dqs: the service could not be asked to drop this run's corpus run-")
     assert second.startswith("dqs: interrupted")
 
@@ -516,5 +517,63 @@ def test_a_service_that_is_not_there_is_one_sentence(cli: Cli) -> None:
     (cli.folder / "in.jsonl").write_text('{"text": "A text."}\n')
     status, _, err = cli.run("score", "in.jsonl", "-o", "out.jsonl", "--server", "127.0.0.1:1")
     assert status == 2
-    assert_one_sentence(err)
+    warning, sentence = err.splitlines()
+    assert warning.startswith("dqs: No answer from 127.0.0.1:1 (request ")
+    assert_one_sentence(sentence)
     assert cli.names() == ["in.jsonl"]
+
+
+def test_a_reader_who_leaves_ends_the_run_quietly(cli: Cli) -> None:
+    rows = b"".join(json.dumps({"id": f"r{i}", "text": f"Row {i} of many."}).encode() + b"\n" for i in range(20_000))
+    (cli.folder / "in.jsonl").write_bytes(rows)
+    process = cli.start("score", "in.jsonl", "-o", "-", "--kept", "kept.jsonl", "--no-dedup")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith(b'{"id": "r0"')
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+
+    assert process.wait(WAIT_S) == 141
+    assert "roken pipe" not in err
+    assert "Traceback" not in err
+    assert cli.names() == ["in.jsonl"]
+
+
+def test_the_answers_are_the_same_however_many_batches_are_scored_at_once(cli: Cli) -> None:
+    # Every text comes three times, and the first is kept: a verdict depends on the order of the batches.
+    texts = [f"The archive holds map number {i % 400} of a coast near {i % 400 * 7} islands." for i in range(1200)]
+    random.Random(3).shuffle(texts)
+    lines = (json.dumps({"id": f"r{i}", "text": text}) for i, text in enumerate(texts))
+    (cli.folder / "in.jsonl").write_text("\n".join(lines))
+    outputs = []
+    cli.env["DQS_BATCH_DOCUMENTS"] = "20"
+    for threads in (1, 4):
+        cli.env["DQS_SCORE_THREADS"] = str(threads)
+        status, _, err = cli.run("score", "in.jsonl", "-o", "out.jsonl", "--policy", "score-only")
+        assert status == 0, err
+        outputs.append((cli.folder / "out.jsonl").read_bytes())
+
+    assert outputs[0] == outputs[1]
+    assert sum(json.loads(line)["duplicate_of"] is not None for line in outputs[0].splitlines()) >= 800
+
+
+def test_a_token_file_that_is_missing_and_options_that_do_not_fit_are_refused_at_once(cli: Cli) -> None:
+    (cli.folder / "in.jsonl").write_text('{"text": "a"}\n')
+    for options, words in (
+        (("--server", "localhost:1", "--token-file", "none"), "token file none cannot be read"),
+        (("--server", "localhost:1", "--tls-ca", "none"), "authorities in none cannot be read"),
+        (("--server", "localhost:1", "--workers", "2"), "leave out --server"),
+        (("--server", ","), "No server is named"),
+    ):
+        status, _, err = cli.run("score", "in.jsonl", "-o", "out.jsonl", *options)
+        assert status == 2, options
+        assert_one_sentence(err)
+        assert words in err
+
+    (cli.folder / "token").write_text("secret-token\n")
+    status, _, err = cli.run("score", "in.jsonl", "-o", "o.jsonl", "--server", "192.0.2.1:1", "--token-file", "token")
+    assert status == 2
+    assert_one_sentence(err)
+    assert "in clear" in err
+    assert "secret-token" not in err
