@@ -332,10 +332,14 @@ class Reloader:
         if self._thread.is_alive():
             self._thread.join()
 
+    def look(self) -> None:
+        """Looks at all files once."""
+        for watched in self._watched:
+            self._look(watched)
+
     def _run(self) -> None:
         while not self._closing.wait(self._interval_s):
-            for watched in self._watched:
-                self._look(watched)
+            self.look()
 
     def _look(self, watched: _Watched) -> None:
         state = _state(watched.paths)

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dqs.errors import ConfigError
-from dqs.server.security import is_loopback
+from dqs.server.security import Certificates, Reloader, is_loopback
 from dqs.server.server import ScoringServer
 from dqs.server.tenants import Tenant, Token, load_tokens, new_token, revoke_token
 from dqs.settings import load_settings
@@ -141,14 +141,23 @@ class TestTransport:
     def test_a_renewal_of_one_file_after_the_other_is_no_fault(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        first, second = Authority("first"), Authority("second")
-        certificate, key = first.write(tmp_path)
-        with LocalServer(tls_cert=certificate, tls_key=key) as server:
-            new_certificate, new_key = second.issue()
-            certificate.write_bytes(new_certificate)
-            key.write_bytes(new_key)
-            wait_until(lambda: tls_code(server.address, second.pem) == Code.OK)
-        assert "stay as they were" not in caplog.text
+        certificate, key = Authority("first").write(tmp_path)
+        certificates = Certificates(certificate, key)
+        reloader = Reloader()
+        reloader.watch("certificates", (certificate, key), certificates.reload)
+        caplog.set_level(logging.INFO)
+        new_certificate, new_key = Authority("second").issue()
+
+        certificate.write_bytes(new_certificate)
+        reloader.look()
+        key.write_bytes(new_key)
+        reloader.look()
+        assert caplog.text == ""
+        reloader.look()
+        assert "the certificates have been read again" in caplog.text
+        caplog.clear()
+        reloader.look()
+        assert caplog.text == ""
 
     def test_a_start_with_what_cannot_work_is_refused_in_one_sentence(self, tmp_path: Path) -> None:
         authority = Authority("ours")
