@@ -49,7 +49,7 @@ def top(
 ) -> None:
     """Watch a running server: speed, decisions, queue, workers, times.
 
-    The server must have been started with a metrics_port. Quantiles are those of the last interval,
+    The server must have been started with --metrics-port. Quantiles are those of the last interval,
     interpolated within the buckets of the server's histograms. Without a terminal one interval is printed.
     """
     watcher = Watcher(metrics_url(url))
@@ -140,7 +140,7 @@ def fetch(url: str) -> Page:
         cause = getattr(error, "reason", error)
         words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
         raise Unavailable(
-            f"Cannot read {url} ({words}): start the server with a metrics_port, and give its address."
+            f"Cannot read {url} ({words}): start the server with --metrics-port, and give the address here."
         ) from error
 
 
@@ -210,6 +210,8 @@ def _head(snapshot: Snapshot, watcher: Watcher, trouble: str) -> RenderableType:
     lines = [Text(_clean(" · ".join(parts)), style="bold", overflow="ellipsis", no_wrap=True)]
     if trouble:
         lines.append(Text(_clean(trouble), style="red"))
+    if snapshot.slots is None:
+        lines.append(Text("STARTING: what scores is not loaded yet", style="yellow"))
     if snapshot.slots == 0:
         lines.append(Text("NOT SCORING: no worker is ready", style="bold red"))
     if snapshot.degraded:
@@ -234,7 +236,7 @@ def _summary(snapshot: Snapshot, watcher: Watcher, columns: int) -> RenderableTy
     if snapshot.oldest_s:
         waiting += f", the oldest for {_seconds(snapshot.oldest_s)}"
     grid.add_row("pending", waiting)
-    grid.add_row("open", f"   {_count(snapshot.calls)} calls, {_count(snapshot.streams)} streams")
+    grid.add_row("open", f"   calls {_count(snapshot.calls)}, streams {_count(snapshot.streams)}")
     for title, counts, style in (
         ("calls ended", snapshot.calls_per_s, ""),
         ("not scored", snapshot.failures_per_s, "red"),
@@ -247,7 +249,7 @@ def _summary(snapshot: Snapshot, watcher: Watcher, columns: int) -> RenderableTy
 
 def _latency_table(snapshot: Snapshot, *, every_stage: bool) -> Table:
     table = _table(f"times over the last {snapshot.interval_s:.1f} s", "", "per s", "p50 ≈", "p99 ≈")
-    for latency in snapshot.latencies:
+    for latency in sorted(snapshot.latencies, key=_latency_order):
         if latency.what == "stage" and not every_stage and latency.name not in _MAIN_STAGES:
             continue
         if latency.p50_s is not None or latency.what == "queue":
@@ -260,8 +262,17 @@ def _latency_table(snapshot: Snapshot, *, every_stage: bool) -> Table:
     return table
 
 
+def _latency_order(latency: Latency) -> int:
+    """The way of a document: its call, the queue, score with its parts, index, policy."""
+    if latency.what != "stage":
+        return 0
+    return 1 + _MAIN_STAGES.index(latency.name) * 2 if latency.name in _MAIN_STAGES else 2
+
+
 def _latency_name(latency: Latency) -> str:
-    return {"request": f"call {latency.name}", "queue": "queue"}.get(latency.what, f"batch {latency.name}")
+    if latency.what == "stage":
+        return f"batch {latency.name}" if latency.name in _MAIN_STAGES else f"  {latency.name}"
+    return f"call {latency.name}" if latency.what == "request" else "queue"
 
 
 def _replica_table(snapshot: Snapshot) -> Table | None:

@@ -205,8 +205,8 @@ def test_no_server_is_one_sentence() -> None:
     done = run_top("127.0.0.1:1")
     assert done.returncode == 2
     assert done.stderr == (
-        "dqs: Cannot read http://127.0.0.1:1/metrics (Connection refused): start the server with a metrics_port,"
-        " and give its address.\n"
+        "dqs: Cannot read http://127.0.0.1:1/metrics (Connection refused): start the server with --metrics-port,"
+        " and give the address here.\n"
     )
 
 
