@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     worker_grow_s: float = Field(2.0, ge=0, description="How long there must be too few before one more is started.")
     worker_shrink_s: float = Field(60.0, ge=0, description="How long one must be idle before it is stopped.")
     ray_address: str | None = Field(None, description="HOST:PORT of a running Ray cluster; unset starts Ray here.")
+    ray_head_timeout_s: float = Field(
+        40.0, gt=0, description="How long the head of the Ray cluster may be silent before the service gives up."
+    )
     tls_cert: Path | None = Field(None, description="Certificate chain that `dqs serve` shows, PEM.")
     tls_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
     tls_client_ca: Path | None = Field(None, description="Authorities whose client certificates are asked for, PEM.")

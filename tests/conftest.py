@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
 from dqs.settings import load_settings, use_kernel_cache
+
+if TYPE_CHECKING:
+    from dqs.executors.ray_actors import RayExecutor
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,3 +37,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the evaluation data: set DQS_SHARED to the folder that holds data/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def workers() -> Iterator[RayExecutor]:
+    """Two Ray workers on this machine, three under load; for tests of the xdist group "ray"."""
+    from dqs.executors.ray_actors import RayExecutor
+    from dqs.index.signature import SignatureParameters
+    from tests.cluster.killing import build
+    from tests.cluster.workers import all_ready, wait_for
+
+    settings = load_settings(
+        workers=2, max_workers=3, worker_cpus=0.5, worker_grow_bytes=1 << 20, worker_grow_s=0.5, worker_shrink_s=2.0
+    )
+    with contextlib.closing(RayExecutor(settings, SignatureParameters(), build)) as executor:
+        wait_for(all_ready(executor), "two workers")
+        yield executor

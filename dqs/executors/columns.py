@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dqs.data import Missing
 from dqs.index.signature import SignatureParameters, Signatures
 from dqs.pipeline import Scored
 from dqs.scorer import ScoreColumns
@@ -131,6 +132,34 @@ def unpack(packed: Packed, signals: Sequence[str], parameters: SignatureParamete
         toxicity_span=None if packed.toxicity_span is None else packed.toxicity_span.copy(),
     )
     return Scored(columns, packed.valid.copy(), signed, packed.seconds, replica=replica)
+
+
+def blank(signals: Sequence[str], parameters: SignatureParameters | None) -> Scored:
+    """One document of which nothing is known, in the form of scores.
+
+    Args:
+        signals: as for `pack`.
+        parameters: of the signatures; None where there are none.
+    """
+    none = np.full(1, np.nan, dtype=np.float32)
+    unavailable = np.full(1, Missing.UNAVAILABLE, dtype=np.uint8)
+    columns = ScoreColumns(
+        size=1,
+        values=dict.fromkeys(signals, none),
+        missing=dict.fromkeys(signals, unavailable),
+        language=["und"],
+        toxicity_span=np.full((1, 2), -1, dtype=np.int32),
+    )
+    signed = None
+    if parameters is not None:
+        signed = Signatures(
+            parameters,
+            np.zeros(1, dtype=np.int32),
+            np.zeros((1, 2), dtype=np.uint64),
+            np.zeros((1, parameters.bands), dtype=np.uint32),
+            np.zeros((1, parameters.sketch_bytes), dtype=np.uint8),
+        )
+    return Scored(columns, np.ones(1, dtype=np.bool_), signed)
 
 
 def join(parts: Sequence[Scored]) -> Scored:

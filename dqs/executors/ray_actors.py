@@ -1,10 +1,12 @@
 """Scoring in Ray actors: on this machine, or on the nodes of a cluster. The only module that imports ray.
 
 The calling thread chooses a scorer, sends it the batch in one call and waits for
-the columns. A second thread looks after the scorers: it starts them, lets one in
-only after a real batch has passed through it, notices deaths while nothing is
-scored, and grows and shrinks the pools. A third asks the head of the cluster
-whether it is there. What any of it means is decided in `dqs.executors.pool`.
+the columns. Three more threads watch, of which only the last never waits for Ray:
+one starts scorers, lets each in only after a real batch has passed through it,
+notices deaths while nothing is scored, and grows and shrinks the pools; one asks
+the head of the cluster whether it is there; one tells whoever asked when any of
+that has changed something. Who gets a batch, what a death means and how many
+scorers there are is decided in `dqs.executors.pool`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, DqsError, Unavailable
-from dqs.executors.columns import Languages, Packed, join, pack_languages, unpack
+from dqs.executors.columns import Languages, Packed, blank, join, pack_languages, unpack
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
 from dqs.executors.replica import Introduction, Recipe, ScorerReplica
 from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
@@ -51,8 +53,6 @@ _HEAD_PERIOD_S = 1.0
 _HEAD_TIMEOUT_S = 3
 _HEAD_SILENT_S = 6.0
 """Longer without an answer of the head, and nothing new is taken on."""
-_HEAD_LOST_S = 40.0
-"""Longer, and it is given up. Ray itself ends this process after a minute."""
 _ASK_AGAIN_S = 0.25
 _PING_S = 1.0
 _PING_TIMEOUT_S = 10.0
@@ -175,11 +175,20 @@ class RayExecutor:
         self._announced: tuple[int, str | None] = (0, None)
         self.max_slots = sum(pool.limits.most for pool in self._pools) * settings.worker_batches
         self._temp_dir: str | None = None
+        self._connected = False
         self._threads: list[threading.Thread] = []
         try:
+            if ray.is_initialized():
+                raise ConfigError("This process uses Ray already: score in one process per service.")
             self._connect()
+            self._connected = True
+            self._head_answered_s = time.monotonic()
             self._actor_class = ray.remote(ScorerReplica)
-            for name, work in (("dqs-workers", self._look_after), ("dqs-head", self._watch_head)):
+            for name, work in (
+                ("dqs-workers", self._look_after),
+                ("dqs-head", self._ask_head),
+                ("dqs-watch", self._watch),
+            ):
                 thread = threading.Thread(target=work, name=name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -304,9 +313,8 @@ class RayExecutor:
         _LOG.error("A document of %d bytes has stopped every worker that scored it; it is left out.", work.utf8.size)
         with self._changed:
             self._quarantine.add(work.utf8, time.monotonic())
-        everything = np.ones(1, dtype=np.bool_)
-        scored = self._score_alone(work.without(everything), isolated=False)
-        scored.failed = everything
+        scored = blank(self._signal_names, self._signature if work.signatures else None)
+        scored.failed = np.ones(1, dtype=np.bool_)
         return scored
 
     def _score_alone(self, work: _Work, *, isolated: bool) -> Scored:
@@ -438,7 +446,6 @@ class RayExecutor:
                     self._look_at(member, now_s)
             except Exception:
                 _LOG.exception("Looking after the workers failed; it goes on.")
-            self._announce()
 
     def _resize(self, pool: _Pool, now_s: float) -> None:
         members = [
@@ -558,21 +565,44 @@ class RayExecutor:
             while self._reference is None or not self._roster.slots:
                 if self._refusal is not None:
                     raise self._refusal
+                if self._lost is not None:
+                    raise ConfigError(self._lost)
                 self._changed.wait(0.5)
             return self._reference
 
-    # The head of the cluster, in a thread of its own.
+    # The head of the cluster, in two threads: one asks and may wait long, the other never waits.
 
-    def _watch_head(self) -> None:
+    def _ask_head(self) -> None:
         from ray._private.worker import global_worker
 
         client: Any = vars(global_worker)["gcs_client"]
+        node = self._ray.NodeID.from_hex(self._ray.get_runtime_context().get_node_id())
         while not self._closing.wait(_HEAD_PERIOD_S):
             try:
-                client.internal_kv_exists(b"dqs", None, timeout=_HEAD_TIMEOUT_S)
-                self._head_answered_s = time.monotonic()
+                (here,) = client.check_alive([node], timeout=_HEAD_TIMEOUT_S)
             except Exception as error:
                 _LOG.debug("The head of the Ray cluster does not answer: %s", type(error).__name__)
+                continue
+            self._head_answered_s = time.monotonic()
+            if not here:
+                self._give_up_ray("This machine's Ray node is no longer part of its cluster: start the service again.")
+
+    def _watch(self) -> None:
+        silent = False
+        while not self._closing.wait(_TICK_S):
+            if self._head_silent() != silent:
+                silent = not silent
+                _LOG.warning("The head of the Ray cluster %s.", "does not answer" if silent else "answers again")
+            silent_s = time.monotonic() - self._head_answered_s
+            if silent_s > self._settings.ray_head_timeout_s:
+                self._give_up_ray(f"The head of the Ray cluster has not answered for {silent_s:.0f} s.")
+            self._announce()
+
+    def _give_up_ray(self, why: str) -> None:
+        with self._changed:
+            self._lost = self._lost or why
+            self._changed.notify_all()
+        self._announce()
 
     # Ray itself.
 
@@ -594,6 +624,10 @@ class RayExecutor:
                 "_temp_dir": self._temp_dir,
                 "_system_config": {"max_direct_call_object_size": _INLINE_BYTES},
             }
+        from ray._private import worker
+
+        # Ray would print what it has to say, raised errors included, on standard output.
+        worker._worker_logs_enabled = False
         with _signals_kept():
             try:
                 self._ray.init(**arguments)
@@ -602,7 +636,7 @@ class RayExecutor:
                 raise ConfigError(f"Cannot use {where}: {str(error).splitlines()[0]}") from error
 
     def _disconnect(self) -> None:
-        if self._ray.is_initialized():
+        if self._connected:
             self._ray.shutdown()
 
 

@@ -1,0 +1,55 @@
+"""The scorers that ship, and one that kills its process: what a document that breaks native code does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from dqs.models import ModelFolder
+from dqs.scorer import Direction, ScoreColumns, Scorer, Signal
+from dqs.scorers import build_scorers
+from dqs.text import TextBatch
+
+KILLS = b"\x07kills\x07"
+"""A text that holds this ends the process that scores it, as kill -9 would."""
+RAISES = b"\x07raises\x07"
+"""A text that holds this makes the scorer raise `BrokenScorer`."""
+SLEEPS = b"\x07sleeps\x07"
+"""Every one of these in a batch takes `SLEEP_S`."""
+SLEEP_S = 0.05
+
+
+class BrokenScorer(Exception):
+    """Raised for `RAISES`."""
+
+
+class KillingScorer:
+    """Reads the marks above."""
+
+    name: ClassVar[str] = "killing"
+    needs: ClassVar[tuple[str, ...]] = ()
+    signals: Sequence[Signal] = (Signal("survived", "1", 1, 1, Direction.NEUTRAL, "1 where the process still lives."),)
+
+    def score(self, batch: TextBatch, columns: ScoreColumns) -> None:
+        text = batch.utf8.tobytes()
+        time.sleep(SLEEP_S * text.count(SLEEPS))
+        if RAISES in text:
+            raise BrokenScorer("as asked")
+        if KILLS in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        columns.put("survived", np.ones(len(batch)))
+
+
+def build(models: Sequence[ModelFolder]) -> list[Scorer]:
+    """What the workers of the tests score with."""
+    return [*build_scorers(models), KillingScorer()]
+
+
+def build_small(models: Sequence[ModelFolder]) -> list[Scorer]:
+    """The same without models: starts faster."""
+    return [*build_scorers([]), KillingScorer()]
