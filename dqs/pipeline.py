@@ -194,9 +194,30 @@ class Results:
     policy: str
     seconds: dict[str, float]
     replica: str
+    _rows: tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.uint8]] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, signals: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Signals document by document; made when first asked for.
+
+        Args:
+            signals: names, in the order of the matrices' columns.
+
+        Returns:
+            float32[n, signals], NaN where there is no score, and uint8[n, signals] of `Missing`,
+            why not; NaN and PRESENT in the rows of documents with an error.
+        """
+        if self._rows is None or self._rows[0] != signals:
+            shape = (len(signals), len(self))
+            values = np.concatenate([self.columns.values[name] for name in signals]).reshape(shape).T.copy()
+            missing = np.concatenate([self.columns.missing[name] for name in signals]).reshape(shape).T.copy()
+            failed = np.flatnonzero(self.labels == Label.UNSPECIFIED)
+            values[failed] = np.nan
+            missing[failed] = Missing.PRESENT
+            self._rows = (signals, values, missing)
+        return self._rows[1:]
 
     def verdict(self, i: int) -> Verdict:
         """One document's answer as an object."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
 from dqs.data import Documents, Missing
 from dqs.errors import DocumentError, RequestError
@@ -286,7 +285,7 @@ class Encoder:
     """
 
     def __init__(self, signals: Sequence[Signal]) -> None:
-        self._names = [signal.name for signal in signals]
+        self._names = tuple(signal.name for signal in signals)
         self._signals: bytes = scoring_pb2.ScoredDocuments(
             signals=self._names, signal_versions=[signal.version for signal in signals]
         ).SerializeToString()
@@ -331,55 +330,36 @@ class Encoder:
 
     def _scored(self, request: Request, pieces: Sequence[Piece], timings: bool) -> list[bytes]:
         """The encoded fields of a ScoredDocuments."""
-        fields = [self._signals]
-        values: list[NDArray[np.float32]] = []
-        missing: list[NDArray[np.uint8]] = []
+        results: list[bytes] = []
+        values: list[bytes] = []
+        missing: list[bytes] = []
         policy = ""
-        row = 0
         for piece in pieces:
-            count = piece.stop - piece.start
             outcome = piece.outcome
             if isinstance(outcome, DocumentError):
-                fields += [wire.error_result(name, outcome) for name in request.documents.ids[row : row + count]]
-                values.append(np.full((len(self._names), count), np.nan, dtype="<f4"))
-                missing.append(np.zeros((len(self._names), count), dtype=np.uint8))
+                failed = request.documents.ids[len(results) : len(results) + piece.stop - piece.start]
+                results += [wire.error_result(name, outcome) for name in failed]
+                shape = (len(failed), len(self._names))
+                values.append(np.full(shape, np.nan, dtype="<f4").tobytes())
+                missing.append(bytes(len(failed) * len(self._names)))
             else:
                 policy = outcome.policy
-                fields += self._writer.results(outcome, piece.start, piece.stop)
-                values.append(self._values(outcome, piece))
-                missing.append(self._missing(outcome, piece))
-            row += count
-        if pieces:
-            # Signals lie one after the other and travel document by document.
-            matrix = np.concatenate(values, axis=1).tobytes("F")
-            fields.append(wire.delimited(scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER, matrix))
-            codes = np.concatenate(missing, axis=1)
-            if codes.any():
-                # Codes are below 128, so that each is its own varint.
-                fields.append(wire.delimited(scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER, codes.tobytes("F")))
-        fields.append(scoring_pb2.ScoredDocuments(policy=policy).SerializeToString())
+                results += self._writer.results(outcome, piece.start, piece.stop)
+                all_values, all_missing = outcome.rows(self._names)
+                values.append(all_values[piece.start : piece.stop].astype("<f4", copy=False).tobytes())
+                missing.append(all_missing[piece.start : piece.stop].tobytes())
+        fields = [
+            self._signals,
+            *results,
+            wire.delimited(scoring_pb2.ScoredDocuments.VALUES_FIELD_NUMBER, *values),
+            scoring_pb2.ScoredDocuments(policy=policy).SerializeToString(),
+        ]
+        if any(len(part) != part.count(0) for part in missing):
+            # Codes are below 128, so that each is its own varint.
+            fields.append(wire.delimited(scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER, *missing))
         if timings:
             fields += map(_timing, pieces)
         return fields
-
-    def _values(self, results: Results, piece: Piece) -> NDArray[np.float32]:
-        """float32[signals, documents]; NaN under documents with an error."""
-        columns = results.columns.values
-        values = np.array([columns[name][piece.start : piece.stop] for name in self._names], dtype="<f4")
-        values[:, _with_error(results, piece)] = np.nan
-        return values
-
-    def _missing(self, results: Results, piece: Piece) -> NDArray[np.uint8]:
-        """uint8[signals, documents] of `Missing`; PRESENT under documents with an error."""
-        columns = results.columns.missing
-        missing = np.array([columns[name][piece.start : piece.stop] for name in self._names], dtype=np.uint8)
-        missing[:, _with_error(results, piece)] = Missing.PRESENT
-        return missing
-
-
-def _with_error(results: Results, piece: Piece) -> list[int]:
-    """Places of documents with an error, from the start of the piece."""
-    return [k for k, error in enumerate(results.errors[piece.start : piece.stop]) if error is not None]
 
 
 def _timing(piece: Piece) -> bytes:

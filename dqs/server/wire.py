@@ -95,39 +95,41 @@ class ResultWriter:
             The encoded fields, one per document.
         """
         written: list[bytes] = []
+        small = _SMALL_VARINTS  # long enough for every id that is scored
         labels = results.labels[start:stop].tolist()
-        languages = results.columns.language
-        spans = results.columns.toxicity_span
-        span_list = None if spans is None else spans[start:stop].tolist()
-        reasons = self._reasons_of(results, start, stop)
-        known = self._labels
-        for k, i in enumerate(range(start, stop)):
-            name = results.ids[i]
-            error = results.errors[i]
+        languages = results.columns.language[start:stop]
+        spans = [b""] * (stop - start)
+        if results.columns.toxicity_span is not None:
+            spans = [_span(first, end) for first, end in results.columns.toxicity_span[start:stop].tolist()]
+        columns = zip(
+            results.ids[start:stop], results.errors[start:stop], zip(labels, languages, strict=True),
+            self._reasons_of(results, start, stop), spans, results.duplicate_of[start:stop], strict=True,
+        )  # fmt: skip
+        for name, error, verdict, reasons, span, original in columns:
             if error is not None:
                 written.append(error_result(name, error))
                 continue
             raw_id = name.encode()
-            key = (labels[k], languages[i])
-            label = known.get(key)
-            if label is None:
-                if len(known) >= _MOST_LABELS:
-                    known.clear()
-                label = known[key] = scoring_pb2.Result(label=key[0], language=key[1]).SerializeToString()
-            body = _ID + varint(len(raw_id)) + raw_id + label
-            if k in reasons:
-                body += reasons[k]
-            if span_list is not None and span_list[k][0] >= 0:
-                first, end = span_list[k]
-                body += _SPAN_START + varint(first) + _SPAN_END + varint(end)
-            original = results.duplicate_of[i]
+            label = self._labels.get(verdict) or self._label(*verdict)
             if original is not None:
-                body += delimited(scoring_pb2.Result.DUPLICATE_OF_FIELD_NUMBER, original.encode())
-            written.append(_RESULT + varint(len(body)) + body)
+                span += delimited(scoring_pb2.Result.DUPLICATE_OF_FIELD_NUMBER, original.encode())
+            body = b"".join((_ID, small[len(raw_id)], raw_id, label, reasons, span))
+            size = len(body)
+            written.append(b"".join((_RESULT, small[size] if size < _SMALL else varint(size), body)))
         return written
 
-    def _reasons_of(self, results: Results, start: int, stop: int) -> dict[int, bytes]:
-        """Fields `reasons` of those documents that have any, by their place from `start`."""
+    def _label(self, label: int, language: str) -> bytes:
+        """Fields `label` and `language`."""
+        if len(self._labels) >= _MOST_LABELS:
+            self._labels.clear()
+        written: bytes = scoring_pb2.Result(
+            label=decision_pb2.Label.ValueType(label), language=language
+        ).SerializeToString()
+        self._labels[label, language] = written
+        return written
+
+    def _reasons_of(self, results: Results, start: int, stop: int) -> list[bytes]:
+        """Fields `reasons` of each document."""
         reasons = results.reasons
         templates: list[_ReasonTemplate | None] = [None] * len(reasons.rules)
         offsets = reasons.offsets[start : stop + 1].tolist()
@@ -144,11 +146,10 @@ class ResultWriter:
                 encoded.append(template.before + values[4 * entry : 4 * entry + 4] + template.after)
             else:
                 encoded.append(template.missing[missing[entry]])
-        return {
-            k: b"".join(encoded[first - entries.start : end - entries.start])
-            for k, (first, end) in enumerate(itertools.pairwise(offsets))
-            if end > first
-        }
+        return [
+            b"".join(encoded[first - entries.start : end - entries.start]) if end > first else b""
+            for first, end in itertools.pairwise(offsets)
+        ]
 
     def _template(self, rule: Rule) -> _ReasonTemplate:
         key = (rule.id, rule.signal, rule.operator, rule.threshold)
@@ -176,6 +177,13 @@ class _ReasonTemplate:
         for code in Missing:
             limit.missing = decision_pb2.MissingReason.ValueType(code)
             self.missing[code] = delimited(scoring_pb2.Result.REASONS_FIELD_NUMBER, head, limit.SerializeToString())
+
+
+def _span(first: int, end: int) -> bytes:
+    """Fields of the most toxic window; nothing where there is none."""
+    if first < 0:
+        return b""
+    return b"".join((_SPAN_START, varint(first), _SPAN_END, varint(end)))
 
 
 def error_result(document_id: str, error: DocumentError) -> bytes:
