@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import queue
 import shutil
@@ -12,20 +13,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 import numpy as np
+import pytest
 import redis
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from numpy.typing import NDArray
 
+from dqs.errors import Unavailable
 from dqs.executors.inline import InlineExecutor
 from dqs.index.embedded import find_binary
 from dqs.index.redis_store import DuplicateStore, connect
 from dqs.index.signature import SignatureParameters
-from dqs.pipeline import Pipeline, Scored
+from dqs.pipeline import ExecutorStatus, Pipeline, Scored
 from dqs.policy import load_policies
 from dqs.scorers import build_scorers
 from dqs.server.server import ScoringServer
@@ -151,27 +156,52 @@ class GatedExecutor:
     """The inline executor, with a gate before it and a count of what went through.
 
     Raises for a batch with `POISON`, as a broken scorer would.
+
+    Args:
+        inner: what scores.
+        slots: how many batches it takes at once, until `set_slots`, and the most that can be set.
     """
 
-    def __init__(self, inner: InlineExecutor) -> None:
+    def __init__(self, inner: InlineExecutor, slots: int = 1) -> None:
         self.signals = inner.signals
         self.models = inner.models
-        self.max_slots = inner.max_slots
-        self.status = inner.status
-        self.subscribe = inner.subscribe
-        self.note_waiting = inner.note_waiting
+        self.max_slots = slots
         self._inner = inner
+        self._slots = slots
+        self._lost: str | None = None
+        self._changed: list[Callable[[], None]] = []
         self._open = threading.Event()
         self._open.set()
         self.entered: queue.SimpleQueue[int] = queue.SimpleQueue()
         """Number of documents of each batch that reached the gate."""
         self.documents = 0
+        self.waiting_bytes: list[int] = []
+        """What the batcher said that waits."""
+        self.bytes_per_s = math.inf
+        """How fast it is; it sleeps, so that its load is nobody's."""
+        self.vanishing = 0
+        """So many batches meet a worker that has gone."""
 
     def close_gate(self) -> None:
         self._open.clear()
 
     def open_gate(self) -> None:
         self._open.set()
+
+    def set_slots(self, slots: int, lost: str | None = None) -> None:
+        """Workers come and go."""
+        self._slots, self._lost = slots, lost
+        for changed in self._changed:
+            changed()
+
+    def status(self) -> ExecutorStatus:
+        return ExecutorStatus(self._slots, self._inner.status().replicas, self._lost)
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        self._changed.append(changed)
+
+    def note_waiting(self, text_bytes: int) -> None:
+        self.waiting_bytes.append(text_bytes)
 
     def score(
         self,
@@ -184,6 +214,11 @@ class GatedExecutor:
         self.entered.put(len(languages))
         self.documents += len(languages)
         assert self._open.wait(60)
+        if self.vanishing:
+            self.vanishing -= 1
+            raise Unavailable("The worker has gone: try again.")
+        if self.bytes_per_s < math.inf:
+            time.sleep(utf8.size / self.bytes_per_s)
         if POISON in utf8.tobytes():
             raise ValueError(f"cannot score {utf8.tobytes()!r}")
         return self._inner.score(utf8, byte_offsets, languages, signatures=signatures)
@@ -193,16 +228,18 @@ class LocalServer:
     """A server in this process, on an event loop in a thread, with a gate before its scoring.
 
     Args:
-        settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
+        slots: how many batches its executor takes at once.
+        **settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, slots: int = 1, **settings: Any) -> None:
         self.settings: Settings = load_settings(port=0, **settings)
         scorers = build_scorers([])
         self._store: DuplicateStore | None = None
         if self.settings.redis_url is not None:
             self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())
-        self.executor = GatedExecutor(InlineExecutor(scorers, self._store.parameters if self._store else None))
+        inner = InlineExecutor(scorers, self._store.parameters if self._store else None, threads=slots)
+        self.executor = GatedExecutor(inner, slots)
         policies = load_policies(None, {signal.name for signal in self.executor.signals} | DUPLICATE_NAMES)
         self.pipeline = Pipeline(self.executor, policies, self._store, self.settings.max_document_bytes)
         self._loop = asyncio.new_event_loop()
@@ -210,13 +247,20 @@ class LocalServer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._run(self._start())
+        try:
+            self._server = self._run(self._start())
+        except BaseException:
+            self._end()
+            raise
         self.address = self._server.address
         return self
 
     def __exit__(self, *error: object) -> None:
         self.executor.open_gate()
         self.stop(0)
+        self._end()
+
+    def _end(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -231,6 +275,20 @@ class LocalServer:
     def stop(self, grace_s: float) -> None:
         self._run(self._server.stop(grace_s))
 
+    def metric(self, name: str, **labels: str) -> float:
+        """What a scrape would show; 0 for what has not been counted yet."""
+        value: float | None = self._server.metrics.registry.get_sample_value(name, labels)
+        return value or 0.0
+
+    def tasks(self) -> int:
+        """How many asyncio tasks there are on its loop."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks())
+
+        tasks: int = self._run(count())
+        return tasks
+
     async def _start(self) -> ScoringServer:
         server = ScoringServer(self.settings)
         await server.start(self.pipeline)
@@ -240,7 +298,78 @@ class LocalServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
 
+class SlowServer:
+    """A `LocalServer` in a process of its own, so that its memory can be measured; it scores no faster than told.
+
+    Args:
+        folder: for what it writes.
+        bytes_per_s: how fast it scores.
+        **settings: keyword arguments of `load_settings`.
+    """
+
+    def __init__(self, folder: Path, *, bytes_per_s: float = math.inf, **settings: Any) -> None:
+        code = (
+            "import sys; from tests.service.serving import LocalServer\n"
+            "with LocalServer(**dict(a.split('=', 1) for a in sys.argv[2:])) as server:\n"
+            "    server.executor.bytes_per_s = float(sys.argv[1])\n"
+            "    print(server.address, flush=True)\n"
+            "    for _ in sys.stdin: print(server.tasks(), flush=True)\n"
+        )
+        settings = {"data_dir": folder, **settings}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, str(bytes_per_s), *(f"{name}={value}" for name, value in settings.items())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.address = self._line()
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def tasks(self) -> int:
+        """How many asyncio tasks there are on its loop."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        assert line, "the server ended"
+        return line
+
+
 DUPLICATE_NAMES = {"duplicate_similarity", "exact_duplicate"}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Waits for something that must come true."""
+    give_up_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_s, "the condition never came true"
+        time.sleep(0.01)
+
+
+def status_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, dict[str, Any]]:
+    """Code of a failing call, and its details by type name."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error: Any = caught.value
+    details: dict[str, Any] = {}
+    status = rpc_status.from_call(error)
+    for packed in status.details if status is not None else ():
+        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
+        packed.Unpack(detail)
+        details[type(detail).__name__] = detail
+    return error.code(), details
 
 
 @contextlib.contextmanager

@@ -9,16 +9,14 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 
 from dqs.errors import ConfigError, RequestError
 from dqs.server.codec import Limits, parse_batch_request, parse_stream_request
@@ -28,7 +26,16 @@ from dqs.settings import load_settings
 from dqs.v1 import scoring_pb2 as pb
 from dqs.v1 import server_info_pb2
 from dqs.v1.scoring_pb2_grpc import ScoringServiceStub
-from tests.service.serving import CHINESE, ENGLISH, POISON, LocalServer, ServerProcess, raw_channel
+from tests.service.serving import (
+    CHINESE,
+    ENGLISH,
+    POISON,
+    LocalServer,
+    ServerProcess,
+    raw_channel,
+    status_of,
+    wait_until,
+)
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -56,27 +63,6 @@ def batch(*texts: bytes, options: pb.ScoreOptions = NO_INDEX) -> pb.ScoreBatchRe
 def message(sequence: int, *texts: bytes, options: pb.ScoreOptions | None = None) -> pb.ScoreStreamRequest:
     documents = [pb.Document(id=f"{sequence}-{i}", text=text) for i, text in enumerate(texts)]
     return pb.ScoreStreamRequest(sequence=sequence, options=options, documents=documents)
-
-
-def status_of(call: Callable[[], Any]) -> tuple[grpc.StatusCode, dict[str, Any]]:
-    """Code of a failing call, and its details by type name."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    details: dict[str, Any] = {}
-    status = rpc_status.from_call(error)
-    for packed in status.details if status is not None else ():
-        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
-        packed.Unpack(detail)
-        details[type(detail).__name__] = detail
-    return error.code(), details
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    give_up_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_s, "the condition never came true"
-        time.sleep(0.01)
 
 
 class TestScoreBatch:
