@@ -252,6 +252,8 @@ class ScoringServer:
                 # Finds clients that vanished without closing the connection.
                 ("grpc.keepalive_time_ms", int(self._settings.keepalive_s * 1000)),
                 ("grpc.keepalive_timeout_ms", int(self._settings.keepalive_timeout_s * 1000)),
+                # The timeout that counts: without it gRPC waits a minute for each answer to a ping.
+                ("grpc.http2.ping_timeout_ms", int(self._settings.keepalive_timeout_s * 1000)),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
