@@ -180,14 +180,18 @@ class Session:
             self._keep(message, encoded)
 
     def acknowledge(self, sequence: int) -> None:
-        """Forgets the answers that the client has.
+        """Forgets the answers that the client has, and gives up those that it therefore does not wait for.
 
         Args:
             sequence: it has those up to this number.
         """
-        if sequence:
-            for message in [message for message in self._kept if message.sequence <= sequence]:
+        if not sequence:
+            return
+        for message in [message for message in self._messages.values() if message.sequence <= sequence]:
+            if message in self._kept:
                 self.forget(message)
+            else:
+                message.answers.cancel()  # of no effect on an answer that is being written
 
     def forget(self, message: Message) -> None:
         """Forgets a kept answer."""
