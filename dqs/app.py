@@ -13,7 +13,7 @@ from dqs.index.redis_store import DuplicateStore, connect
 from dqs.index.signature import SignatureParameters
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
-from dqs.settings import Settings
+from dqs.settings import Settings, quiet_grpc
 
 
 @contextlib.contextmanager
@@ -75,6 +75,7 @@ def serve(settings: Settings) -> None:
         ConfigError: the address, settings, models or policies do not fit.
         IndexUnavailable: Redis cannot be reached.
     """
+    quiet_grpc()
     # Imported here, so that scoring without a server does not load gRPC.
     from dqs.server import server
 

@@ -204,6 +204,17 @@ def use_kernel_cache(data_dir: Path) -> None:
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "kernels"))
 
 
+def quiet_grpc() -> None:
+    """Keeps gRPC's core from writing lines of its own and from joining in when we fork; before grpc is imported.
+
+    Whoever fails a handshake would make it write one, in a form that is not that of our log.
+    What it does at a fork is for processes that go on with gRPC; ours start other programs.
+    Values that the caller's environment already holds win.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
 def kernels_are_compiled() -> bool:
     """Whether the folder of `use_kernel_cache` holds kernels; compiling them takes up to a minute."""
     return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
@@ -222,6 +233,7 @@ __all__ = [
     "kernels_are_compiled",
     "load_settings",
     "prepare_ray",
+    "quiet_grpc",
     "settings_origins",
     "use_kernel_cache",
 ]
