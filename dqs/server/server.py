@@ -59,6 +59,8 @@ LOST_STATUS = 3
 """Exit status where what scores is lost for good: whoever started the process should start it again."""
 CLOSE_S = 10.0
 """Longest time from the end of draining to the end of the process."""
+LOOKAHEAD_BYTES = 256 << 10
+"""What gRPC may hold of each stream beyond what has been read."""
 LOST_DRAIN_S = 5.0
 """Longest time that open calls have to end where nothing is scored any more."""
 LOOK_S = 0.5
@@ -247,6 +249,10 @@ class ScoringServer:
             options=(
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # What gRPC reads of a stream before we ask for it. Left to its estimate of the line it
+                # takes 8 MiB of each stream that is held back; a message we ask for comes at full speed anyway.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
                 # Two servers on one port would share its connections at random.
                 ("grpc.so_reuseport", 0),
                 # Finds clients that vanished without closing the connection.
