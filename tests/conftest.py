@@ -48,7 +48,13 @@ def workers() -> Iterator[RayExecutor]:
     from tests.cluster.workers import all_ready, wait_for
 
     settings = load_settings(
-        workers=2, max_workers=3, worker_cpus=0.5, worker_grow_bytes=1 << 20, worker_grow_s=0.5, worker_shrink_s=2.0
+        workers=2,
+        max_workers=3,
+        worker_cpus=0.5,
+        worker_grow_bytes=1 << 20,
+        worker_grow_s=0.5,
+        worker_shrink_s=2.0,
+        worker_batch_timeout_s=20.0,
     )
     with contextlib.closing(RayExecutor(settings, SignatureParameters(), build)) as executor:
         wait_for(all_ready(executor), "two workers")
