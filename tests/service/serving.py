@@ -143,6 +143,11 @@ class ServerProcess:
         """Asks it to drain; returns its exit status."""
         return self._end(signal.SIGTERM)
 
+    def wait(self, timeout_s: float = 120.0) -> int:
+        """Waits until it ends by itself; returns its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
         assert self._process.stdout is not None
