@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from dqs.app import warm
 from dqs.executors.inline import InlineExecutor
 from dqs.pipeline import Pipeline
 from dqs.policy import load_policies
@@ -126,7 +127,9 @@ def main(settings: Settings) -> None:
     @contextlib.contextmanager
     def open_pipeline() -> Iterator[Pipeline]:
         opened.wait()
-        yield Pipeline(executor, policies, None, settings.max_document_bytes)
+        pipeline = Pipeline(executor, policies, None, settings.max_document_bytes)
+        warm(pipeline)
+        yield pipeline
 
     threading.Thread(target=obey, daemon=True).start()
     serve(settings, open_pipeline)
