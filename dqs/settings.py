@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     worker_grow_s: float = Field(2.0, ge=0, description="How long there must be too few before one more is started.")
     worker_shrink_s: float = Field(60.0, ge=0, description="How long one must be idle before it is stopped.")
     ray_address: str | None = Field(None, description="HOST:PORT of a running Ray cluster; unset starts Ray here.")
+    ray_node_ip: str | None = Field(
+        None, description="Address of the Ray node to join through, where this machine runs several."
+    )
     ray_head_timeout_s: float = Field(
         40.0, gt=0, description="How long the head of the Ray cluster may be silent before the service gives up."
     )

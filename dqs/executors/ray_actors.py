@@ -611,6 +611,8 @@ class RayExecutor:
         arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if settings.ray_address is not None:
             arguments["address"] = settings.ray_address
+            if settings.ray_node_ip is not None:
+                arguments["_node_ip_address"] = settings.ray_node_ip
         else:
             # A short path: sockets lie under it.
             self._temp_dir = tempfile.mkdtemp(prefix="dqs-ray-")
