@@ -38,7 +38,13 @@ SLOTLESS_S = 10.0
 CONTENDED_S = 10.0
 """A tenant that sent documents this short a time ago may send more at any moment."""
 CONTENDED_PARTS = 4
-"""Where several tenants send, a batch has this part of its full size."""
+"""Where several tenants send, a batch has this part of its full size at most."""
+CONTENDED_BATCH_S = 0.01
+"""Where a tenant sends little beside others, batches are cut to take about this long, for it waits for one of them."""
+_MIN_BATCH_BYTES = 32 << 10
+"""Smaller batches cost more by themselves than they save others."""
+_MIN_TIMED_BYTES = 8 << 10
+"""Smaller batches say little about how long a larger one takes."""
 _DOCUMENT_COST_BYTES = 256
 """What a document costs besides its text, when tenants are served in turn."""
 
@@ -93,6 +99,11 @@ class _Flow:
     submitted_s: float = -math.inf
     """When it last submitted something."""
 
+    @property
+    def text_bytes(self) -> int:
+        """Text that waits."""
+        return sum(group.text_bytes for group in self.groups.values())
+
 
 class Batcher:
     """Scores what concurrent calls submit, in shared batches. Make it on a running event loop.
@@ -136,6 +147,8 @@ class Batcher:
         self._closed = False
         self._scoring: dict[asyncio.Future[list[Piece]], Options] = {}
         """Batches in threads, and the options of each."""
+        self._byte_s = 0.0
+        """How long a batch lately took per byte of text; 0 before the first one."""
         self._queued_bytes = 0
         self._noted_bytes = 0
         self._slots = 0
@@ -225,27 +238,53 @@ class Batcher:
     # --- what waits
 
     def _cut(self, documents: Documents) -> list[tuple[int, int, int]]:
-        """Cuts documents into runs that fit the smallest full batch: start, stop, bytes of text of each."""
-        max_bytes, max_documents = self._full(contended=True)
+        """Cuts documents into runs that fit a full batch: start, stop, bytes of text of each."""
         runs: list[tuple[int, int, int]] = []
         start = total = 0
         for i, size in enumerate(map(len, documents.texts)):
-            if i > start and (total + size > max_bytes or i - start == max_documents):
+            if i > start and (total + size > self._batch_bytes or i - start == self._batch_documents):
                 runs.append((start, i, total))
                 start, total = i, 0
             total += size
         runs.append((start, len(documents), total))
         return runs
 
-    def _full(self, *, contended: bool) -> tuple[int, int]:
-        """Bytes and documents of a full batch."""
-        if not contended:
+    def _full(self, tenant: str, now_s: float) -> tuple[int, int]:
+        """Bytes and documents of a full batch of a tenant."""
+        others = [
+            flow
+            for name, flow in self._flows.items()
+            if name != tenant and (flow.groups or now_s - flow.submitted_s < CONTENDED_S)
+        ]
+        if not others:
             return self._batch_bytes, self._batch_documents
-        return max(1, self._batch_bytes // CONTENDED_PARTS), max(1, self._batch_documents // CONTENDED_PARTS)
+        full_bytes = max(1, self._batch_bytes // CONTENDED_PARTS)
+        full_documents = max(1, self._batch_documents // CONTENDED_PARTS)
+        if self._byte_s and any(flow.text_bytes < full_bytes for flow in others):
+            quick_bytes = max(_MIN_BATCH_BYTES, int(CONTENDED_BATCH_S / self._byte_s))
+            return min(full_bytes, quick_bytes), full_documents
+        return full_bytes, full_documents
 
-    def _is_contended(self, now_s: float) -> bool:
-        """Whether several tenants send."""
-        return sum(1 for flow in self._flows.values() if flow.groups or now_s - flow.submitted_s < CONTENDED_S) > 1
+    def _split(self, part: _Slice, full: tuple[int, int]) -> None:
+        """Cuts what does not fit off a part at the head of its group; it is the next part there."""
+        texts = part.entry.documents.texts
+        size = len(texts[part.start])
+        stop = part.start + 1
+        while stop < part.stop and stop - part.start < full[1] and size + len(texts[stop]) <= full[0]:
+            size += len(texts[stop])
+            stop += 1
+        if stop == part.stop:
+            return
+        group, entry = part.group, part.entry
+        assert group is not None
+        rest = _Slice(entry, stop, part.stop, part.text_bytes - size, part.submitted_s, retried=part.retried)
+        self._dequeue(part)
+        part.stop, part.text_bytes = stop, size
+        entry.parts.insert(entry.parts.index(part) + 1, rest)
+        entry.unanswered += 1
+        group = self._flows[group.options.tenant].groups.setdefault(group.options, group)
+        self._enqueue(group, rest, first=True)
+        self._enqueue(group, part, first=True)
 
     def _enqueue(self, group: _Group, part: _Slice, *, first: bool = False) -> None:
         part.group = group
@@ -360,8 +399,7 @@ class Batcher:
         if not self._slots:
             self._give_up_waiting(now_s)
         while len(self._scoring) < self._slots:
-            full = self._full(contended=self._is_contended(now_s))
-            due_s, group = self._next(now_s, full)
+            due_s, group, full = self._next(now_s)
             if group is None:
                 break
             if due_s > now_s:
@@ -372,19 +410,26 @@ class Batcher:
                 self._start(group.options, batch, now_s)
         self._note_waiting()
 
-    def _next(self, now_s: float, full: tuple[int, int]) -> tuple[float, _Group | None]:
-        """The group whose batch leaves next, and when it is due: of those due, that of the tenant whose turn it is."""
+    def _next(self, now_s: float) -> tuple[float, _Group | None, tuple[int, int]]:
+        """The group whose batch leaves next, when it is due, and the bytes and documents of a full batch of it.
+
+        Of those due it is that of the tenant whose turn it is.
+        """
         best: tuple[float, float, float] = (math.inf, math.inf, math.inf)
         chosen: _Group | None = None
-        for flow in self._flows.values():
+        chosen_full = (0, 0)
+        for tenant, flow in self._flows.items():
+            if not flow.groups:
+                continue
+            full = self._full(tenant, now_s)
             for group in flow.groups.values():
                 submitted_s = next(iter(group.slices)).submitted_s
                 is_ready = not self._scoring or group.text_bytes >= full[0] or group.documents >= full[1]
                 due_s = max(now_s, submitted_s + (0.0 if is_ready else self._wait_s))
                 order = (due_s, flow.start_tag, submitted_s)
                 if order < best:
-                    best, chosen = order, group
-        return best[0], chosen
+                    best, chosen, chosen_full = order, group, full
+        return best[0], chosen, chosen_full
 
     def _take(self, group: _Group, full: tuple[int, int], now_s: float) -> list[_Slice]:
         taken: list[_Slice] = []
@@ -400,6 +445,8 @@ class Batcher:
                     DeadlineExceeded("The deadline passed before the documents were scored: allow more time.")
                 )
                 continue
+            if not taken:
+                self._split(head, full)
             count = head.stop - head.start
             if taken and (text_bytes + head.text_bytes > full[0] or documents + count > full[1]):
                 break
@@ -420,12 +467,20 @@ class Batcher:
         flow.start_tag += text_bytes + _DOCUMENT_COST_BYTES * len(documents)
         scoring = self._loop.run_in_executor(self._threads, self._score, options, documents)
         self._scoring[scoring] = options
-        scoring.add_done_callback(lambda done: self._finish(options, batch, text_bytes, done))
+        scoring.add_done_callback(lambda done: self._finish(options, batch, text_bytes, now_s, done))
 
     def _finish(
-        self, options: Options, batch: list[_Slice], text_bytes: int, scoring: asyncio.Future[list[Piece]]
+        self,
+        options: Options,
+        batch: list[_Slice],
+        text_bytes: int,
+        started_s: float,
+        scoring: asyncio.Future[list[Piece]],
     ) -> None:
         del self._scoring[scoring]
+        if text_bytes >= _MIN_TIMED_BYTES:
+            byte_s = (self._loop.time() - started_s) / text_bytes
+            self._byte_s += (byte_s - self._byte_s) * (0.2 if self._byte_s else 1.0)
         if scoring.cancelled():  # the service is closing
             for part in batch:
                 part.entry.future.cancel()
