@@ -90,11 +90,6 @@ class Documents(Sequence[Document]):
         """Length of all texts together."""
         return sum(map(len, self.texts))
 
-    @property
-    def key(self) -> tuple[tuple[str | bytes, ...], ...]:
-        """Equal for equal documents, and hashable."""
-        return (tuple(self.ids), tuple(self.texts), tuple(self.languages))
-
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -177,12 +177,18 @@ class Policy:
             table = self._tables[ignore] = _Table(rule for rule in self.rules if rule.signal not in ignore)
         values, missing, outcomes = table.apply(columns)
         labels = np.full(columns.size, Label.KEEP, dtype=np.int8)
-        labels[(outcomes == Label.REVIEW).any(axis=0)] = Label.REVIEW
-        labels[(outcomes == Label.DROP).any(axis=0)] = Label.DROP
-        broken = outcomes != Label.KEEP if reasons else np.zeros((0, columns.size), dtype=np.bool_)
-        offsets = np.zeros(columns.size + 1, dtype=np.int64)
-        np.cumsum(np.count_nonzero(broken, axis=0), out=offsets[1:])
-        document, rule = np.nonzero(broken.T)
+        broken = outcomes != Label.KEEP
+        # Most documents break nothing, and are not looked at again.
+        documents = np.flatnonzero(broken.any(axis=0))
+        dropped = (outcomes[:, documents] == Label.DROP).any(axis=0)
+        labels[documents] = np.where(dropped, np.int8(Label.DROP), np.int8(Label.REVIEW))
+        counts = np.zeros(columns.size + 1, dtype=np.int64)
+        if not reasons:
+            documents = documents[:0]
+        place, rule = np.nonzero(broken[:, documents].T)
+        document = documents[place]
+        counts[1:] = np.bincount(document, minlength=columns.size)
+        offsets = np.cumsum(counts)
         return Decision(labels, Reasons(table.rules, offsets, rule, values[rule, document], missing[rule, document]))
 
 

@@ -24,14 +24,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from dqs.errors import RequestError, Unavailable
 from dqs.server.admission import Account
 from dqs.server.codec import Options, Piece, Request
 
 if TYPE_CHECKING:
+    from dqs.data import Documents
     from dqs.server.batcher import Batcher
     from dqs.server.codec import Encoder, Limits
 
+_LANES = 61
+"""A prime, so that blocks of text that change places change the lanes."""
 _ACKNOWLEDGED_TAG = 2 << 3
 """Of `ScoreStreamResponse.acknowledged`, a varint."""
 
@@ -121,7 +126,7 @@ class Session:
             RequestError: another message had the same number.
         """
         documents = request.documents
-        fingerprint = 0 if self.key is None else hash(documents.key)
+        fingerprint = 0 if self.key is None else _fingerprint(documents)
         known = self._messages.get(request.sequence)
         if known is not None:
             if known.fingerprint != fingerprint:
@@ -347,6 +352,18 @@ class Sessions:
         session.expiry = None
         session.close()
         self.drop_if_over(session)
+
+
+def _fingerprint(documents: Documents) -> int:
+    """Tells the documents of a message from others under its number.
+
+    Texts are folded into lanes, which takes a tenth of the time of a hash over all of
+    them. It finds mistakes; who makes up another text with the same lanes deceives himself only.
+    """
+    padding = bytes(-documents.text_bytes % (8 * _LANES))
+    text = np.frombuffer(b"".join((*documents.texts, padding)), dtype=np.uint64).reshape(-1, _LANES)
+    lanes = np.bitwise_xor.reduce(text, axis=0).tobytes()
+    return hash((tuple(documents.ids), tuple(documents.languages), tuple(map(len, documents.texts)), lanes))
 
 
 def _is_answered(answers: asyncio.Future[list[Piece]]) -> bool:
