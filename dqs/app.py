@@ -39,15 +39,15 @@ def build_pipeline(settings: Settings, *, dedup: bool = True) -> Iterator[Pipeli
 @contextlib.contextmanager
 def _open_executor(settings: Settings, signature: SignatureParameters | None) -> Iterator[Executor]:
     """Scoring in Ray actors where workers are asked for, else in this process."""
-    if settings.workers or settings.max_workers or settings.gpu_workers or settings.max_gpu_workers:
+    if settings.workers or settings.gpu_workers:
         # Imported here, so that scoring without workers needs no Ray.
         from dqs.executors.ray_actors import RayExecutor
 
         with contextlib.closing(RayExecutor(settings, signature)) as executor:
             yield executor
         return
-    if settings.ray_address is not None:
-        raise ConfigError("A Ray cluster is named but no workers are asked for: add --workers or --gpu-workers.")
+    if settings.ray_address is not None or settings.max_workers or settings.max_gpu_workers:
+        raise ConfigError("Ray workers need a number to begin with: add --workers or --gpu-workers.")
     models, scorers = load_scorers(settings.models, settings.data_dir)
     yield InlineExecutor(scorers, signature, describe(models), settings.score_threads)
 

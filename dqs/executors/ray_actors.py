@@ -621,7 +621,7 @@ class RayExecutor:
                 "address": "local",
                 "include_dashboard": False,
                 # As many as the workers ask for: how many run here is the person's choice.
-                "num_cpus": math.ceil(workers * settings.worker_cpus) + 1,
+                "num_cpus": math.ceil(workers * settings.worker_cpus),
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 "_temp_dir": self._temp_dir,
                 "_system_config": {"max_direct_call_object_size": _INLINE_BYTES},
@@ -648,7 +648,11 @@ def _pools(settings: Settings) -> list[_Pool]:
         (CPU_POOL, settings.workers, settings.max_workers, 0.0),
         (GPU_POOL, settings.gpu_workers, settings.max_gpu_workers, settings.worker_gpus),
     ):
-        limits = Limits(least, max(least, most or 0))
+        if most is not None and most < least:
+            raise ConfigError(
+                f"At most {most} {name} workers cannot be at least {least}: raise the one or lower the other."
+            )
+        limits = Limits(least, least if most is None else most)
         if not limits.most:
             continue
         sizer = Sizer(

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -53,3 +54,19 @@ def build(models: Sequence[ModelFolder]) -> list[Scorer]:
 def build_small(models: Sequence[ModelFolder]) -> list[Scorer]:
     """The same without models: starts faster."""
     return [*build_scorers([]), KillingScorer()]
+
+
+class OtherScorer(KillingScorer):
+    """A scorer that only some workers have."""
+
+    name: ClassVar[str] = "other"
+    signals: Sequence[Signal] = (Signal("other", "1", 1, 1, Direction.NEUTRAL, "1."),)
+
+
+def build_differing(folder: Path, models: Sequence[ModelFolder]) -> list[Scorer]:
+    """The first worker has one scorer, every other one another; who is first, the folder tells."""
+    try:
+        (folder / "first").touch(exist_ok=False)
+    except FileExistsError:
+        return [OtherScorer()]
+    return [KillingScorer()]

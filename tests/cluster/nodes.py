@@ -5,7 +5,7 @@
 starts a head without processors and the node `gateway` without processors, prints
 the cluster's address, and then does what it is told line by line on standard input:
 
-    add NAME CPUS     starts a node
+    add NAME CPUS [GPUS]   starts a node; its GPUs exist for the scheduler only
     kill NAME         kill -9 of a node and of everything that runs on it
     stop-head         halts the head's server, as a machine that hangs does
     continue-head     lets it go on
@@ -71,6 +71,12 @@ class RayCluster:
                 stream.close()
         kill_all(below)
 
+    @property
+    def pid(self) -> int:
+        """Process that all others are below."""
+        assert self._process is not None
+        return self._process.pid
+
     def do(self, command: str) -> None:
         """Gives a command and waits until it is done."""
         assert self._process is not None
@@ -105,8 +111,8 @@ def main() -> None:
     def process_of(node: Any, kind: str) -> psutil.Process:
         return psutil.Process(node.all_processes[kind][0].process.pid)
 
-    def add(name: str, cpus: str) -> None:
-        nodes[name] = cluster.add_node(num_cpus=int(cpus), node_name=name)
+    def add(name: str, cpus: str, gpus: str = "0") -> None:
+        nodes[name] = cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus), node_name=name)
 
     def kill(name: str) -> None:
         raylet = process_of(nodes.pop(name), "raylet")

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +26,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from dqs import Client, Document, Verdict
 from dqs.errors import DqsError
 from tests.cluster.nodes import AUTHENTICATION, GATEWAY_IP, RayCluster
-from tests.cluster.workers import PATIENCE_S, wait_for
-from tests.service.serving import CHINESE, ENGLISH, Redis, ServerProcess
+from tests.cluster.workers import PATIENCE_S, wait_for, worker_processes
+from tests.service.serving import CHINESE, ENGLISH, ROOT, Redis, ServerProcess
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
@@ -164,18 +168,76 @@ def test_two_gateways_agree_and_keep_one_of_two_racing_near_duplicates(
     assert len(winners) == races
 
 
+def outcome(cluster: RayCluster, folder: Path, builder: str, **settings: Any) -> dict[str, Any]:
+    """What becomes of a `RayExecutor` in a process of its own, which waits until its status stands still."""
+    values = {
+        "data_dir": str(folder), "ray_address": cluster.address, "ray_node_ip": GATEWAY_IP, "worker_cpus": 0.4,
+        **settings,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.starting", builder, json.dumps(values)],
+        capture_output=True, text=True, timeout=4 * PATIENCE_S, check=True,
+    )  # fmt: skip
+    answer: dict[str, Any] = json.loads(done.stdout)
+    answer["log"] = done.stderr
+    return answer
+
+
+@pytest.mark.slow
+def test_gpu_workers_go_where_gpus_are(cluster: RayCluster, tmp_path: Path) -> None:
+    wanted = {"workers": 1, "gpu_workers": 1}
+    without = outcome(cluster, tmp_path, "build_small", **wanted, worker_start_timeout_s=10)
+    cluster.do("add gpu 1 1")
+    with_gpu = outcome(cluster, tmp_path, "build_small", **wanted, worker_start_timeout_s=PATIENCE_S)
+    cluster.do("kill gpu")
+
+    assert without["ready"] == ["cpu-0"]
+    assert "The worker gpu-0 did not start within 10 s: check that Ray has the processors and GPUs" in without["log"]
+    assert with_gpu["ready"] == ["cpu-0", "gpu-0"]
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_one_clear_sentence(cluster: RayCluster, tmp_path: Path) -> None:
+    refused = outcome(cluster, tmp_path, "build_small", workers=1, worker_cpus=64, worker_start_timeout_s=5)
+
+    assert refused["error"].startswith("The worker cpu-0 did not start within 5 s")
+
+
+def test_a_worker_that_differs_from_the_first_is_refused(cluster: RayCluster, tmp_path: Path) -> None:
+    answer = outcome(cluster, tmp_path, "build_differing", workers=2, worker_start_timeout_s=PATIENCE_S)
+
+    assert len(answer["ready"]) == 1
+    assert "has other signals than the first one: install the same version and models on every node." in answer["log"]
+
+
+def test_a_worker_without_its_models_says_which(cluster: RayCluster, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models" / "toxicity-en", tmp_path / "models" / "toxicity-en")
+    (tmp_path / "models" / "toxicity-en" / "1" / "model.onnx").write_bytes(b"damaged")
+
+    refused = outcome(
+        cluster, tmp_path, "", workers=1, models=str(tmp_path / "models"), worker_start_timeout_s=PATIENCE_S
+    )
+
+    assert "model.onnx is not the file that model.toml names" in refused["error"]
+
+
 def test_scoring_goes_on_when_a_node_is_killed_and_when_one_is_added(
     cluster: RayCluster, redis_of_all: Redis, tmp_path: Path
 ) -> None:
+    def two_workers() -> bool:
+        return len(worker_processes(cluster.pid)) == 2
+
     with gateway(cluster, redis_of_all, tmp_path) as server, health_of(server) as health, Load(server) as load:
+        wait_for(two_workers, "a worker on each node")
         load.goes_on()
         cluster.do("kill one")
         load.goes_on()
+        wait_for(two_workers, "the lost worker runs on the other node")
         cluster.do("add three 1")
-        load.goes_on()
         # Only the node that was added is left now.
         cluster.do("kill two")
         load.goes_on()
+        wait_for(two_workers, "both workers run on the node that was added")
         wait_for(lambda: health() == SERVING, "it serves")
         cluster.do("add four 1")
     load.check()
