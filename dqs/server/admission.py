@@ -284,14 +284,15 @@ class Admission:
     def fits(self, account: Account, text_bytes: int, documents: int) -> bool:
         """Whether that much more of a tenant is within everybody's budget.
 
-        A tenant that holds more than an equal share leaves the last eighth to those that hold less,
-        so that a few which send all they may do not shut the others out.
+        Where several hold something, one that holds more than an equal share leaves the last eighth to
+        those that hold less, so that a few which send all they may do not shut the others out. The share
+        is that of one tenant more than there are, since the next one is to find room too.
         """
         active = sum(1 for other in self._accounts.values() if other is account or other.budget.documents)
         held = account.budget
         is_modest = (
-            held.text_bytes + text_bytes <= self.budget.max_bytes / active
-            and held.documents + documents <= self.budget.max_documents / active
+            held.text_bytes + text_bytes <= self.budget.max_bytes / (active + 1)
+            and held.documents + documents <= self.budget.max_documents / (active + 1)
         )
         return self.budget.fits(text_bytes, documents, 1.0 if is_modest or active == 1 else _SHARE_OF_MANY)
 
@@ -300,13 +301,12 @@ class Admission:
         """Counts a unary call while it is open.
 
         Raises:
-            Overloaded: too many are, or there is no room for what it brings.
+            Overloaded: too many are.
         """
         account = self.account(tenant)
         with self.counting_refusals():
             if self.calls >= self._limits.max_calls:
                 raise Overloaded(f"{self.calls} calls are open, and no more may be: try again later.")
-            account.check(1, 1)
         self.calls += 1
         try:
             yield account

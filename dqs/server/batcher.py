@@ -336,13 +336,13 @@ class Batcher:
 
     def _oldest_s(self) -> float:
         """How long the oldest document in the queue has waited; for any thread."""
-        submitted_s = [
-            next(iter(group.slices)).submitted_s
+        heads = [
+            next(iter(group.slices), None)
             for flow in list(self._flows.values())
             for group in list(flow.groups.values())
-            if group.slices
         ]
-        return self._loop.time() - min(submitted_s) if submitted_s else 0.0
+        oldest_s = min((head.submitted_s for head in heads if head is not None), default=self._loop.time())
+        return self._loop.time() - oldest_s
 
     def _note_waiting(self) -> None:
         """Tells the executor how much waits, where that has changed by a batch or to or from nothing."""

@@ -107,6 +107,8 @@ class ScoringServicer:
     async def _score_batch(self, context: Context, call: Call) -> bytes:
         with self._admission.call(call.tenant) as account:
             self._batcher.check()
+            with self._admission.counting_refusals():
+                account.check(1, 1)
             raw = await context.read()
             if raw is grpc.aio.EOF:
                 raise RequestError("The call carries no message: send one ScoreBatchRequest.")
@@ -152,7 +154,7 @@ class _Stream:
         self._stream_id = ""
         self._window = Window(limits.stream_window_bytes, limits.stream_window_documents)
         self._expected = (min(FIRST_MESSAGE_BYTES, account.budget.max_bytes // 8), 1)
-        """Largest message so far, in bytes and documents: what the next one is taken to be."""
+        """Bytes and documents that the next message is taken to have."""
         self._open: dict[int, tuple[int, int]] = {}
         """Sequence numbers of what has been read and not been written -> bytes and documents in the window."""
         self._sequences: deque[int] = deque()
@@ -254,7 +256,12 @@ class _Stream:
     def _ask(self, session: Session, request: Request, message_bytes: int) -> None:
         message = session.ask(request, message_bytes)
         size = self._open[request.sequence] = (message.text_bytes, message.documents)
-        self._expected = (max(self._expected[0], message_bytes), max(self._expected[1], message.documents))
+        # The largest one lately: it fades, or one large message would make room scarce for good.
+        expected_bytes, expected_documents = self._expected
+        self._expected = (
+            max(message_bytes, expected_bytes * 7 // 8),
+            max(message.documents, expected_documents * 7 // 8),
+        )
         self._window.take(*size)
         self._sequences.append(request.sequence)
         message.answers.add_done_callback(lambda _: self._events.put_nowait(message))
