@@ -299,7 +299,7 @@ class _Stream:
                     self._outbox.put_nowait(b"")
                 self._inbox.put_nowait(response)
         except (grpc.RpcError, DqsError) as error:
-            self._inbox.put_nowait(error)
+            self._inbox.put_nowait(StreamEnded() if _hides_status(error) else error)
         else:
             self._inbox.put_nowait(StreamEnded())
 
@@ -344,6 +344,18 @@ class _Stream:
             self._writer.cancel()
             self._reader.cancel()
             await asyncio.gather(self._writer, self._reader, return_exceptions=True)
+
+
+def _hides_status(error: Exception) -> bool:
+    """Whether gRPC has put the failure of a write in the place of the status with which the call ended.
+
+    A write that meets the end of its call does that; why it ended is not to be had any more.
+    """
+    return (
+        isinstance(error, grpc.RpcError)
+        and error.code() == grpc.StatusCode.INTERNAL
+        and error.details() == "Internal error from Core"
+    )
 
 
 async def _each(documents: Iterable[DocumentLike]) -> AsyncIterator[DocumentLike]:
