@@ -8,10 +8,17 @@
 
 Documents travel on a stream in messages of some hundred kilobytes, several of
 them on their way at a time. Memory is bounded by the window, so the input may
-be endless. When the stream breaks, a new one is opened and what was not
-answered is sent again; that is safe, because the service knows a document by
-its corpus, id and text. A document that cannot be scored is a verdict with
-`error`; what concerns the call raises one of these, all of them `DqsError`:
+be endless. Several servers (`Client("a:50051,b:50051")`) are taken in turn, call
+by call; one that does not answer is left out for a while. When a stream breaks,
+it is opened again, at the same server first, and what was not answered is sent
+again. A server that is reached again keeps what it had read and scores nothing
+twice; any other may, which is safe, because the service knows a document by its
+corpus, id and text. The first failure in a row is logged as a warning under
+`dqs.client`.
+
+A document that cannot be scored is a verdict with `error`; what concerns the
+call raises one of these, all of them `DqsError`, with the call's `request_id`
+by which the server's log can be searched:
 
     status               reason              raises             retried before
     INVALID_ARGUMENT     POLICY              PolicyError        no
