@@ -357,8 +357,8 @@ class Sessions:
 def _fingerprint(documents: Documents) -> int:
     """Tells the documents of a message from others under its number.
 
-    Texts are folded into lanes, which takes a tenth of the time of a hash over all of
-    them. It finds mistakes; who makes up another text with the same lanes deceives himself only.
+    Texts are folded into lanes, which costs less than a hash over all of them. It finds
+    mistakes; who makes up another text with the same lanes deceives himself only.
     """
     padding = bytes(-documents.text_bytes % (8 * _LANES))
     text = np.frombuffer(b"".join((*documents.texts, padding)), dtype=np.uint64).reshape(-1, _LANES)
