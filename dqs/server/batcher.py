@@ -45,6 +45,8 @@ _MIN_BATCH_BYTES = 32 << 10
 """Smaller batches cost more by themselves than they save others."""
 _MIN_TIMED_BYTES = 8 << 10
 """Smaller batches say little about how long a larger one takes."""
+_DEADLINE_SLACK_S = 0.02
+"""gRPC tells of a passed deadline by its own clock, perhaps a little before ours comes to it."""
 _DOCUMENT_COST_BYTES = 256
 """What a document costs besides its text, when tenants are served in turn."""
 
@@ -315,7 +317,7 @@ class Batcher:
         """Takes parts that nobody needs any more out of the queue."""
         for part in parts:
             self._dequeue(part)
-            late = self._loop.time() >= part.entry.deadline_s
+            late = self._loop.time() >= part.entry.deadline_s - _DEADLINE_SLACK_S
             if late or part.entry.future.cancelled():
                 self._metrics.dropped("deadline" if late else "cancelled", part.stop - part.start)
 

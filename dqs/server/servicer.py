@@ -133,8 +133,9 @@ class ScoringServicer:
 
 def _deadline_s(context: Context) -> float:
     """When the caller stops waiting, by the clock of the event loop."""
+    now_s = asyncio.get_running_loop().time()
     remaining_s = context.time_remaining()
-    return math.inf if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
+    return math.inf if remaining_s is None else now_s + remaining_s
 
 
 class _Stream:

@@ -324,16 +324,18 @@ class TestDeadlines:
         with LocalServer(**options) as local, raw_channel(local.address) as channel:
             caller = Caller(channel)
             local.executor.close_gate()
-            running = [caller.begin(batch(b"running")) for _ in range(local.executor.max_slots)]
-            for _ in running:
+            running = []
+            for _ in range(local.executor.max_slots):
+                running.append(caller.begin(batch(b"running")))
                 local.executor.entered.get(timeout=60)
-            late = caller.begin(batch(b"late", b"late"), timeout=0.5)
             gone = caller.begin(batch(b"gone"))
-            wait_until(lambda: local.metric("dqs_pending_docs") == len(running) + 3)
+            wait_until(lambda: local.metric("dqs_pending_docs") == len(running) + 1)
             gone.cancel()
+            wait_until(lambda: local.metric("dqs_failures_total", reason="cancelled") == 1)
+            late = caller.begin(batch(b"late", b"late"), timeout=4)
+            wait_until(lambda: local.metric("dqs_pending_docs") == len(running) + 2)
             assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             wait_until(lambda: local.metric("dqs_failures_total", reason="deadline") == 2)
-            wait_until(lambda: local.metric("dqs_failures_total", reason="cancelled") == 1)
             local.executor.open_gate()
 
             assert all(len(call.result().scored.results) == 1 for call in running)
