@@ -17,6 +17,7 @@ import logging
 import math
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -48,6 +49,7 @@ _OBJECT_STORE_BYTES = 512 * MIB
 _INLINE_BYTES = 2 * MIB
 """Batches and answers up to this size travel in the message itself, which takes half the time and half the processor
 time of the way through shared memory, a batch of 0.5 MB or 1 MB each."""
+_CONNECT_S = 5.0
 _TICK_S = 0.1
 _HEAD_PERIOD_S = 1.0
 _HEAD_TIMEOUT_S = 3
@@ -610,6 +612,7 @@ class RayExecutor:
         settings = self._settings
         arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if settings.ray_address is not None:
+            _check_address(settings.ray_address)
             arguments["address"] = settings.ray_address
             if settings.ray_node_ip is not None:
                 arguments["_node_ip_address"] = settings.ray_node_ip
@@ -634,12 +637,33 @@ class RayExecutor:
             try:
                 self._ray.init(**arguments)
             except (RuntimeError, ValueError, ConnectionError, OSError) as error:
-                where = f"the Ray cluster at {settings.ray_address}" if settings.ray_address else "Ray on this machine"
-                raise ConfigError(f"Cannot use {where}: {str(error).splitlines()[0]}") from error
+                said = str(error).splitlines()[0].rstrip(".")
+                if settings.ray_address is None:
+                    raise ConfigError(f"Ray does not start on this machine: {said}.") from error
+                raise ConfigError(
+                    f"{said}: start a Ray node of that cluster on this machine, and give this process the cluster's "
+                    "RAY_AUTH_MODE and RAY_AUTH_TOKEN."
+                ) from error
 
     def _disconnect(self) -> None:
         if self._connected:
             self._ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Finds out at once that nobody is there, for which Ray itself takes a quarter of an hour.
+
+    Raises:
+        ConfigError: the address has another form, or nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+            pass
+    except ValueError:
+        raise ConfigError(f"The address of a Ray cluster is HOST:PORT of its head; {address!r} is not.") from None
+    except OSError as error:
+        raise ConfigError(f"There is no Ray cluster at {address} ({error.strerror or error}).") from error
 
 
 def _pools(settings: Settings) -> list[_Pool]:

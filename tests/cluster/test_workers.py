@@ -16,7 +16,7 @@ from dqs.errors import ConfigError, Unavailable
 from dqs.executors.ray_actors import RayExecutor
 from dqs.settings import load_settings
 from tests.cluster.killing import KILLS, SLEEPS
-from tests.cluster.workers import all_ready, score, wait_for, worker_processes
+from tests.cluster.workers import PATIENCE_S, all_ready, score, wait_for, worker_processes
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -211,16 +211,33 @@ def test_one_process_holds_one_connection_to_ray(workers: RayExecutor) -> None:
     assert score(workers, [GOOD]).failed is None, "and the first one goes on"
 
 
-def test_without_ray_one_sentence_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "from dqs.settings import load_settings; from dqs.app import build_pipeline\n"
-        "from dqs.errors import ConfigError\n"
-        "try:\n    build_pipeline(load_settings(workers=1), dedup=False).__enter__()\n"
-        "except ConfigError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("workers=1, ray_address='127.0.0.1:1'", "There is no Ray cluster at 127.0.0.1:1 (Connection refused)."),
+        ("workers=1, ray_address='head'", "The address of a Ray cluster is HOST:PORT of its head; 'head' is not."),
+        ("workers=2, max_workers=1", "At most 1 cpu workers cannot be at least 2: raise the one or lower the other."),
+        ("max_workers=3", "Ray workers need a number to begin with: add --workers or --gpu-workers."),
+        ("ray_address='a:1'", "Ray workers need a number to begin with: add --workers or --gpu-workers."),
+    ],
+)
+def test_what_cannot_start_says_why(arguments: str, sentence: str) -> None:
+    assert refusal(arguments) == sentence
 
-    assert done.stdout.strip() == (
+
+def test_without_ray_one_sentence_says_what_to_install() -> None:
+    assert refusal("workers=1", "import sys; sys.modules['ray'] = None\n") == (
         "Workers need Ray, which is not installed: pip install 'dqs[ray]', or leave --workers at 0."
     )
+
+
+def refusal(arguments: str, before: str = "") -> str:
+    """What a process of its own says that cannot open a pipeline with these settings."""
+    code = (
+        before + "from dqs.settings import load_settings; from dqs.app import build_pipeline\n"
+        "from dqs.errors import ConfigError\n"
+        f"try:\n    build_pipeline(load_settings({arguments}), dedup=False).__enter__()\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    return done.stdout.strip()
