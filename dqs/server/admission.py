@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 FIRST_MESSAGE_BYTES = 512 << 10
 """How large the first message of a stream is taken to be before it is read."""
-RESERVED_S = 0.2
-"""Room is reserved this long for a message that does not come; a client that sends fills a read in far less."""
+RESERVED_S = 1.0
+"""Room is reserved this long for a message that does not come; most of those that come take far less."""
 _SHARE_OF_MANY = 7 / 8
 """Of everybody's budget: what tenants that hold more than others may fill."""
 

@@ -185,7 +185,8 @@ class TestBudgets:
                     done += 1
                 except queue.Empty:
                     pass
-            assert MIB - 2 * len(text) < highest <= MIB
+            # A message that takes longer than its reservation may come on top.
+            assert MIB - 2 * len(text) < highest <= MIB + 4 * len(text)
             assert local.executor.documents == 240
             assert local.pending_bytes == 0
 
