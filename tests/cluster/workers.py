@@ -28,11 +28,12 @@ def score(executor: Executor, texts: Sequence[bytes], languages: Sequence[str] |
 
 
 def wait_for(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Waits until the condition holds."""
-    give_up_s = time.monotonic() + patience_s
+    """Waits until the condition holds, and says how long that was."""
+    begin_s = time.monotonic()
     while not condition():
-        assert time.monotonic() < give_up_s, what
+        assert time.monotonic() < begin_s + patience_s, what
         time.sleep(0.05)
+    print(f"{what}: after {time.monotonic() - begin_s:.1f} s")
 
 
 def worker_processes(parent: int | None = None) -> list[psutil.Process]:

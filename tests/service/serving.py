@@ -70,6 +70,14 @@ class Redis:
             assert time.monotonic() < give_up_s
             time.sleep(0.02)
 
+    def slow_loading(self, command_us: int) -> None:
+        """From its next start on it reads its file slowly.
+
+        Args:
+            command_us: microseconds for each command of the file.
+        """
+        self._command += ["--key-load-delay", str(command_us)]
+
     @property
     def pid(self) -> int:
         """Process id of the server."""
@@ -91,10 +99,12 @@ class ServerProcess:
     """`dqs.app.serve` in a process of its own.
 
     Args:
+        before: Python that runs there first.
         settings: keyword arguments of `load_settings`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, before: str = "", **settings: Any) -> None:
+        self._before = before
         self._settings = {name: str(value) for name, value in settings.items()}
         self.address = ""
         self._process: subprocess.Popen[str] | None = None
@@ -112,6 +122,7 @@ class ServerProcess:
             "import sys, dqs.settings as s; settings = s.load_settings(**dict(a.split('=', 1) for a in sys.argv[1:]));"
             "from dqs.app import serve; serve(settings)"
         )
+        code = f"{self._before}\n{code}"
         arguments = [f"{name}={value}" for name, value in self._settings.items()]
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
