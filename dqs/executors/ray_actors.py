@@ -58,9 +58,9 @@ _HEAD_SILENT_S = 6.0
 _ASK_AGAIN_S = 0.25
 _PING_S = 1.0
 _PING_TIMEOUT_S = 10.0
-_RETRY_PATIENCE_S = 30.0
+_RETRY_PATIENCE_S = 40.0
 """How long a batch whose scorer died waits for another."""
-_SPARE_PATIENCE_S = 10.0
+_SPARE_PATIENCE_S = 20.0
 """How long it leaves the last scorer to everybody else."""
 _ISOLATION_PATIENCE_S = 120.0
 _QUARANTINE_S = 600.0
