@@ -32,6 +32,8 @@ _CHANNEL_OPTIONS = (
     # Finds a server that vanished without closing the connection.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Without it the answer to such a ping is waited for a whole minute.
+    ("grpc.http2.ping_timeout_ms", 20_000),
 )
 _LISTS_OF_ADDRESSES = ("ipv4:", "ipv6:")
 """Targets of gRPC in which a comma does not part one target from the next."""

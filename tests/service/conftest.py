@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.service.serving import LocalServer, Redis, ServerProcess
 
-SMALL_LIMITS = {
+SMALL_LIMITS: dict[str, Any] = {
     "max_message_bytes": 2 << 20,
     "max_document_bytes": 100_000,
     "max_batch_documents": 300,
