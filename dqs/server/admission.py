@@ -290,10 +290,8 @@ class Admission:
         """
         active = sum(1 for other in self._accounts.values() if other is account or other.budget.documents)
         held = account.budget
-        is_modest = (
-            held.text_bytes + text_bytes <= self.budget.max_bytes / (active + 1)
-            and held.documents + documents <= self.budget.max_documents / (active + 1)
-        )
+        fair_bytes, fair_documents = self.budget.max_bytes / (active + 1), self.budget.max_documents / (active + 1)
+        is_modest = held.text_bytes + text_bytes <= fair_bytes and held.documents + documents <= fair_documents
         return self.budget.fits(text_bytes, documents, 1.0 if is_modest or active == 1 else _SHARE_OF_MANY)
 
     @contextlib.contextmanager
