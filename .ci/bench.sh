@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the README: tables on standard error, JSON under .cache/bench.
 #
-#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|duplicates|toxicity|perplexity|policy ...]
+#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|duplicates|toxicity|perplexity|policy|service|gateway ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
@@ -22,9 +22,12 @@ if ! "$peers" -c 'import datatrove' 2>/dev/null; then
     spacy==3.8.18 tldextract==5.4.0 tokenizers==0.23.3 xxhash==3.8.2
 fi
 
-for benchmark in "${@:-speed duplicates toxicity perplexity policy}"; do
+for benchmark in "${@:-speed duplicates toxicity perplexity policy service gateway}"; do
   for name in $benchmark; do
     arguments=(--data "$data")
+    if [ "$name" = gateway ]; then
+      arguments=()
+    fi
     if [ "$name" = speed ]; then
       arguments+=(--grpc --peers "$peers")
     fi
