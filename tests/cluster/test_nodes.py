@@ -178,7 +178,7 @@ def outcome(cluster: RayCluster, folder: Path, builder: str, **settings: Any) ->
         [sys.executable, "-m", "tests.cluster.starting", builder, json.dumps(values)],
         capture_output=True, text=True, timeout=4 * PATIENCE_S, check=True,
     )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     answer["log"] = done.stderr
     return answer
 
