@@ -110,5 +110,6 @@ def serve(
     )
     from dqs import app
 
-    announce_compiling()
+    if settings.log_format == "text":  # else every line of standard error is JSON
+        announce_compiling()
     app.serve(settings)

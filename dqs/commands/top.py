@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -136,6 +137,11 @@ def fetch(url: str) -> Page:
     except urllib.error.HTTPError as error:
         error.close()
         raise Unavailable(f"Cannot read {url}: it answers with status {error.code}.") from error
+    except http.client.HTTPException as error:
+        raise Unavailable(
+            f"Cannot read {url}: what answers there is no metrics page; give the address of --metrics-port, "
+            "not that of the service."
+        ) from error
     except (OSError, ValueError) as error:
         cause = getattr(error, "reason", error)
         words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

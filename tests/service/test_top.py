@@ -26,7 +26,7 @@ from dqs.data import Document
 from dqs.errors import RequestError
 from dqs.observability.metrics import Metrics, MetricsServer, serve_metrics
 from dqs.pipeline import Replica
-from tests.service.serving import CHINESE, ENGLISH, ROOT
+from tests.service.serving import CHINESE, ENGLISH, ROOT, LocalServer
 from tests.unit.pipelines import plain_pipeline
 
 TIMEOUT_S = 120
@@ -199,6 +199,13 @@ def test_what_is_no_server_of_ours_is_one_sentence(status: int, body: bytes, wor
     (line,) = done.stderr.splitlines()
     assert line.startswith("dqs: Cannot read http://127.0.0.1:")
     assert words in line
+
+
+def test_the_port_of_the_service_is_told_from_that_of_the_metrics(local: LocalServer) -> None:
+    done = run_top(local.address, "--once")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "what answers there is no metrics page" in line
 
 
 def test_no_server_is_one_sentence() -> None:
