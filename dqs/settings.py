@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DQS_", frozen=True, extra="forbid")
     toml_file: ClassVar[Path | None] = None
 
-    host: str = Field("127.0.0.1", description="Address that `dqs serve` binds.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address that `dqs serve` binds.")
     port: int = Field(50051, ge=0, le=65535, description="Port that `dqs serve` binds; 0 picks a free one.")
     data_dir: Path = Field(
         Path("~/.local/share/dqs"),
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         le=65535,
         description="Port for gRPC health checks without TLS and tokens; unset for none of its own.",
     )
-    metrics_host: str = Field("127.0.0.1", description="Address that the metrics are served on.")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address that the metrics are served on.")
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port for Prometheus metrics over HTTP; unset serves none."
     )

@@ -30,7 +30,11 @@ class Identifier:
         self._number = 0
 
     def append(self, to: Any, document: DocumentLike) -> int:
-        """Appends a document to a repeated field of them; returns the length of its text in bytes."""
+        """Appends a document to a repeated field of them; returns the length of its text in bytes.
+
+        Raises:
+            RequestError: it is nothing that can be sent.
+        """
         source = ""
         identity: str | bytes = ""
         language: str | bytes = ""
@@ -39,20 +43,30 @@ class Identifier:
             identity, text, language, source = document.id, document.text, document.language, document.source
         elif isinstance(document, str):
             text = document
-        elif isinstance(document, tuple):
+        elif isinstance(document, tuple) and len(document) == 2:
             identity, text = document
-        else:
+        elif isinstance(document, Mapping):
             try:
                 text = document["text"]
             except KeyError:
                 raise RequestError("A document given as a mapping has no `text`; give it one.") from None
             identity, language = document.get("id", ""), document.get("language", "")
             source = str(document.get("source", ""))
+        else:
+            raise RequestError(
+                f"A document is a Document, a text, a pair of id and text or a mapping, not {type(document).__name__}."
+            )
         if not identity and not isinstance(document, Document):
             identity = f"{self._prefix}-{self._number}"
         self._number += 1
         if isinstance(text, str):
             # A lone surrogate becomes bytes that are not UTF-8: an error of this document alone.
             text = text.encode("utf-8", "surrogatepass")
-        to.add(id=identity, text=text, language=language or self._language, source=source)
+        try:
+            to.add(id=identity, text=text, language=language or self._language, source=source)
+        except (TypeError, UnicodeEncodeError):
+            raise RequestError(
+                "A document's id, language and source are strings of Unicode, its text is a string or bytes: "
+                f"not so in document {self._number} of the call."
+            ) from None
         return len(text)

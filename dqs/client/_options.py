@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dqs.errors import ConfigError
+from dqs.errors import ConfigError, RequestError
 from dqs.v1 import scoring_pb2
 
 MIB = 1 << 20
@@ -85,7 +85,13 @@ def _pem(what: str, source: str | Path | bytes | None) -> bytes | None:
 
 
 def score_options(policy: str, corpus: str | None, degrade: bool, timings: bool = False) -> scoring_pb2.ScoreOptions:
-    """The options of a call on the wire."""
+    """The options of a call on the wire.
+
+    Raises:
+        RequestError: the corpus has an empty name.
+    """
+    if corpus == "":
+        raise RequestError("A corpus has a name: give one, or None to leave duplication out.", field="corpus")
     return scoring_pb2.ScoreOptions(
         policy=policy,
         corpus=corpus or "",

@@ -88,6 +88,11 @@ def score(
         raise ConfigError(
             "The service scores with workers of its own: leave out --server, or --workers and --ray-address."
         )
+    if server is not None and (models is not None or policies is not None or redis is not None):
+        raise ConfigError(
+            "The service scores with models, policies and an index of its own: leave out --server, or --models, "
+            "--policies and --redis."
+        )
     settings = make_settings(
         config,
         data_dir=data_dir,

@@ -60,6 +60,7 @@ _LOCK, _INFO, _LOG = "redis.lock", "redis.json", "redis.log"
 _LAUNCHER = """
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
+os.umask(0o077)
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
 if os.getppid() != parent:
@@ -104,6 +105,8 @@ class EmbeddedRedis:
         self._directory = directory.resolve()
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            # Ids and hashes of every tenant lie there, and are nobody else's business on this machine.
+            self._directory.chmod(0o700)
             self._lock_fd = os.open(self._directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(

@@ -168,7 +168,8 @@ def persistence_warnings(client: redis.Redis) -> list[str]:
             f"maxmemory-policy is {policy}, so a full server forgets documents and their duplicates are kept; "
             "set it to noeviction"
         )
-    if not persistence.get("aof_enabled") and not snapshots:
+    # While Redis loads its append-only file, it says that it has none.
+    if not persistence.get("aof_enabled") and not persistence.get("loading") and not snapshots:
         warnings.append("neither appendonly nor save is on, so a restart forgets every corpus; set appendonly yes")
     return warnings
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -433,3 +434,21 @@ class TestImport:
         )
         assert run.returncode == 0, run.stderr
         assert run.stdout.split() == ["en", "zh", "und", "INVALID_UTF8", "typed"]
+
+
+class TestWhatIsNoDocument:
+    @pytest.mark.parametrize(
+        "document",
+        [b"bytes", None, 7, ("id", "text", "more"), Document(1, b"x"), Document("\udc80", b"x"), ("id", 7)],  # type: ignore[arg-type]
+        ids=["bytes", "none", "number", "triple", "numbered", "surrogate", "numeric-text"],
+    )
+    def test_it_is_refused_in_a_sentence(self, server: ServerProcess, document: Any) -> None:
+        with Client(server.address) as client:
+            with pytest.raises(RequestError, match="document"):
+                client.score_batch([document], corpus=None)
+            with pytest.raises(RequestError, match="document"):
+                list(client.score([document], corpus=None))
+
+    def test_a_corpus_has_a_name(self, server: ServerProcess) -> None:
+        with Client(server.address) as client, pytest.raises(RequestError, match="name"):
+            client.score_batch(["A text."], corpus="")
