@@ -7,6 +7,7 @@ their unit. Knows nothing of what uses the values.
 from __future__ import annotations
 
 import os
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -223,8 +224,17 @@ def kernels_are_compiled() -> bool:
     return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
 
 
-def prepare_ray() -> None:
-    """Tells Ray what it must know before it is imported; values that the caller's environment holds win."""
+def prepare_ray(*, local: bool) -> None:
+    """Tells Ray what it must know before it is imported; values that the caller's environment holds win.
+
+    Args:
+        local: whether Ray is to be started here, for this process alone; then it gets a token that
+            nobody else knows and that is written nowhere.
+    """
+    if local:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The actors without GPUs keep what the environment says of them; else Ray warns of its next version.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

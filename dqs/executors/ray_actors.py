@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class RayExecutor:
     def __init__(
         self, settings: Settings, signature: SignatureParameters | None, build: BuildScorers | None = None
     ) -> None:
-        prepare_ray()
+        prepare_ray(local=settings.ray_address is None)
         try:
             import ray
         except ImportError as error:
@@ -619,6 +620,7 @@ class RayExecutor:
         else:
             # A short path: sockets lie under it.
             self._temp_dir = tempfile.mkdtemp(prefix="dqs-ray-")
+            ray_dir = str(Path(self._temp_dir) / "r")
             workers = sum(pool.limits.most for pool in self._pools)
             arguments |= {
                 "address": "local",
@@ -626,7 +628,8 @@ class RayExecutor:
                 # As many as the workers ask for: how many run here is the person's choice.
                 "num_cpus": math.ceil(workers * settings.worker_cpus),
                 "object_store_memory": _OBJECT_STORE_BYTES,
-                "_temp_dir": self._temp_dir,
+                # Ray opens its folder to everybody, so it lies in one that is closed to them.
+                "_temp_dir": ray_dir,
                 "_system_config": {"max_direct_call_object_size": _INLINE_BYTES},
             }
         from ray._private import worker
