@@ -343,8 +343,8 @@ class Batcher:
             for flow in list(self._flows.values())
             for group in list(flow.groups.values())
         ]
-        oldest_s = min((head.submitted_s for head in heads if head is not None), default=self._loop.time())
-        return self._loop.time() - oldest_s
+        oldest_s = min((head.submitted_s for head in heads if head is not None), default=None)
+        return 0.0 if oldest_s is None else self._loop.time() - oldest_s
 
     def _note_waiting(self) -> None:
         """Tells the executor how much waits, where that has changed by a batch or to or from nothing."""
