@@ -364,11 +364,11 @@ def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
     """
     show = make_wsgi_app(metrics.registry)
 
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        if environ["PATH_INFO"] != "/metrics":
+    def application(request: dict[str, Any], start_response: Any) -> Any:
+        if request["PATH_INFO"] != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"The metrics are at /metrics.\n"]
-        return show(environ, start_response)
+        return show(request, start_response)
 
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
