@@ -30,7 +30,7 @@ test: $(READY)  ## every test but the long ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-all: $(READY)  ## the long tests too
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup
 
 soak: $(READY)  ## an hour of mixed load with workers that are killed now and then
 	$(BIN)/python -m tests.bench.soak --minutes $(or $(MINUTES),60) --workers 2 --kill-s 300
