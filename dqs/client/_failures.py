@@ -166,7 +166,7 @@ def failure_of(error: grpc.RpcError, target: str, request_id: str = "") -> Failu
                 retry_after_s = delay.seconds + delay.nanos / 1e9
     kind_of_error = _ERRORS_BY_REASON.get(reason) or _ERRORS_BY_STATUS.get(code, InternalError)
     if not reason:  # from gRPC itself, which names no server
-        message = f"The call to {target} failed ({code.name}): {message}"
+        message = f"The call to {target} failed ({code.name}): {message}{_hint(message)}"
     meant = kind_of_error(message)
     meant.request_id = request_id
     return Failure(
@@ -174,6 +174,17 @@ def failure_of(error: grpc.RpcError, target: str, request_id: str = "") -> Failu
         may_retry=code == grpc.StatusCode.UNAVAILABLE or retry_after_s is not None,
         retry_after_s=retry_after_s or 0.0,
     )
+
+
+def _hint(message: str) -> str:
+    """What to do about a failed connection, where gRPC's words say only what happened."""
+    if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification" in message or "peer certificate" in message:
+        return "; the server's certificate is for another name, or not signed by the authorities that were given"
+    if "WRONG_VERSION_NUMBER" in message:
+        return "; the server does not speak TLS"
+    if "Socket closed" in message:
+        return "; if the server speaks TLS, give the authorities that signed its certificate"
+    return ""
 
 
 class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types

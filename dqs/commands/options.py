@@ -30,8 +30,9 @@ def make_settings(config: Path | None = None, **arguments: Any) -> Settings:
     Raises:
         ConfigError: a file cannot be read, or a name or value is not allowed.
     """
-    from dqs.settings import load_settings, use_kernel_cache
+    from dqs.settings import load_settings, quiet_grpc, use_kernel_cache
 
+    quiet_grpc()
     settings = load_settings(config, **arguments)
     use_kernel_cache(settings.data_dir)
     return settings

@@ -491,8 +491,10 @@ class TestSecurity:
 
     def test_another_authority_is_not_trusted(self, kind: str, secured: tuple[LocalServer, bytes, str]) -> None:
         server, _, token = secured
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="not signed by the authorities"):
             score(kind, server.address, documents(1), tls=Tls(ca=Authority("other").pem), token=token, timeouts=BRIEF)
+        with pytest.raises(Unavailable, match="if the server speaks TLS"):
+            score(kind, server.address, documents(1), timeouts=BRIEF)
 
     def test_a_client_certificate(self, kind: str, tmp_path: Path) -> None:
         ours, clients = Authority("ours"), Authority("clients")
