@@ -59,6 +59,8 @@ LOST_STATUS = 3
 """Exit status where what scores is lost for good: whoever started the process should start it again."""
 CLOSE_S = 10.0
 """Longest time from the end of draining to the end of the process."""
+MAX_UNSEEN_CALLS = 10_000
+"""Calls that may wait until the event loop sees them."""
 LOOKAHEAD_BYTES = 256 << 10
 """What gRPC may hold of each stream beyond what has been read."""
 LOST_DRAIN_S = 5.0
@@ -253,6 +255,10 @@ class ScoringServer:
                 # takes 8 MiB of each stream that is held back; a message we ask for comes at full speed anyway.
                 ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.lookahead_bytes", LOOKAHEAD_BYTES),
+                # Calls that came and have not reached us yet. From 1,000 on gRPC would answer some of them
+                # CANCELLED by itself, without details and uncounted; we refuse with the time to come back.
+                ("grpc.server.max_pending_requests", MAX_UNSEEN_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_UNSEEN_CALLS),
                 # Two servers on one port would share its connections at random.
                 ("grpc.so_reuseport", 0),
                 # Finds clients that vanished without closing the connection.

@@ -8,6 +8,7 @@ import queue
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -267,6 +268,16 @@ class TestCounts:
             assert all(len(call.result().scored.results) == 1 for call in held)
             assert len(caller.score(batch(b"x")).scored.results) == 1
             assert local.executor.documents == 5
+
+    def test_thousands_of_calls_at_once_are_answered_or_refused_with_details(self) -> None:
+        calls = 4000
+        with LocalServer() as local, raw_channel(local.address) as channel:
+            caller = Caller(channel)
+            begun = [caller.begin(batch(b"x")) for _ in range(calls)]
+            codes = Counter(call.code() for call in begun)
+
+        assert codes.keys() <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert codes.total() == calls
 
     @pytest.mark.parametrize("setting", ["max_streams", "tenant_max_streams"])
     def test_too_many_streams_are_refused_early_and_room_comes_back(self, setting: str) -> None:
