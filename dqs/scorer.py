@@ -86,11 +86,22 @@ class ScoreColumns:
         if missing is None:
             missing = np.zeros(self.size, dtype=np.uint8)
         elif missing.any():
-            column = np.where(missing != Missing.PRESENT, np.float32(np.nan), column)
+            column = np.where(missing != Missing.PRESENT.value, np.float32(np.nan), column)
         if column.shape != (self.size,):
             raise ValueError(f"signal {signal}: {column.shape[0]} values for {self.size} documents")
         self.values[signal] = column
         self.missing[signal] = missing
+
+    def put_rows(self, signals: Sequence[str], values: NDArray[np.float32], missing: NDArray[np.uint8]) -> None:
+        """Stores many columns at once, without looking at them one by one.
+
+        Args:
+            signals: signal names.
+            values: float32[signals, size]; NaN exactly where `missing` is not PRESENT.
+            missing: uint8[signals, size] of `Missing`.
+        """
+        self.values.update(zip(signals, values, strict=True))
+        self.missing.update(zip(signals, missing, strict=True))
 
 
 class Scorer(Protocol):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, DqsError, Unavailable
-from dqs.executors.columns import Languages, Packed, blank, join, pack_languages, unpack
+from dqs.executors.columns import Languages, blank, decode_scores, encode_batch, join, pack_languages
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
 from dqs.executors.replica import Introduction, Recipe, ScorerReplica
 from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
@@ -93,6 +93,10 @@ class _Work:
     def text_bytes(self) -> int:
         # A scorer with many empty documents is not idle.
         return int(self.utf8.size) + 1
+
+    def message(self, token: str) -> bytes:
+        """As it travels to the process that introduced itself with `token`."""
+        return encode_batch(token, self.utf8, self.byte_offsets, self.languages, signatures=self.signatures)
 
     def part(self, documents: slice) -> _Work:
         """Some of the documents."""
@@ -385,8 +389,8 @@ class RayExecutor:
         if actor is None or not token:
             raise _Moved
         try:
-            answer = actor.handle.score.remote((token, work.utf8, work.byte_offsets, work.languages, work.signatures))
-            packed: Packed | None = self._ray.get(answer, timeout=self._settings.worker_batch_timeout_s)
+            answer = actor.handle.score.remote(work.message(token))
+            scores: bytes = self._ray.get(answer, timeout=self._settings.worker_batch_timeout_s)
         except exceptions.PendingCallsLimitExceeded:
             time.sleep(0.01)
             raise _Moved from None
@@ -404,10 +408,10 @@ class RayExecutor:
         except exceptions.RayError:
             self._note_death(member, token)
             raise _Died from None
-        if packed is None:
+        if not scores:
             self._note_death(member, token)
             raise _Moved
-        return unpack(packed, self._signal_names, self._signature, member.name)
+        return decode_scores(scores, self._signal_names, self._signature, member.name)
 
     def _note_death(self, member: Member, token: str) -> None:
         with self._changed:

@@ -16,10 +16,6 @@ from typing import TYPE_CHECKING
 from dqs.settings import use_kernel_cache
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from dqs.executors.columns import Languages, Packed
     from dqs.executors.inline import InlineExecutor
     from dqs.index.signature import SignatureParameters
     from dqs.models import ModelFolder
@@ -93,26 +89,23 @@ class ScorerReplica:
         """Whether it is still the process that introduced itself with this token."""
         return token == self._token
 
-    def score(self, batch: tuple[str, NDArray[np.uint8], NDArray[np.int64], Languages | None, bool]) -> Packed | None:
-        """Scores a batch; see `dqs.pipeline.Executor.score`.
+    def score(self, message: bytes) -> bytes:
+        """Scores a batch; see `dqs.pipeline.Executor.score` and `dqs.executors.columns`.
 
         Args:
-            batch: the token of the introduction, uint8[bytes] text, int64[n + 1] offsets, the caller's
-                languages or None, and whether signatures are asked for. One argument, because Ray
-                handles each by itself.
+            message: as `encode_batch` makes it.
 
         Returns:
-            None, without any work, where it is another process than the one that introduced itself.
+            As `encode_scores` makes it; nothing, without any work, where the batch is meant for
+            another process than the one that introduced itself.
         """
-        from dqs.executors.columns import pack, unpack_languages
+        from dqs.executors.columns import decode_batch, encode_scores
 
-        token, utf8, byte_offsets, languages, signatures = batch
-        if self._inner is None or token != self._token:
-            return None
-        codes = unpack_languages(languages, byte_offsets.size - 1)
-        # Arrays from shared memory are read-only, for which numba would compile every kernel once more.
-        scored = self._inner.score(utf8, byte_offsets.copy(), codes, signatures=signatures)
-        return pack(scored, self._signals)
+        batch = decode_batch(message)
+        if self._inner is None or batch.token != self._token:
+            return b""
+        scored = self._inner.score(batch.utf8, batch.byte_offsets, batch.languages, signatures=batch.signatures)
+        return encode_scores(scored, self._signals)
 
     def _build(self) -> Introduction:
         # First of all, because the imports below bring numba.

@@ -31,6 +31,7 @@ corpus can construct two texts that meet.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +115,7 @@ class SignatureParameters:
     @property
     def min_agreements(self) -> int:
         """Fewest agreeing sketch entries whose estimated similarity reaches `threshold`."""
-        counts = np.arange(self.permutations + 1, dtype=np.int64)
-        return int(np.argmax(self.similarity(counts) >= self.threshold - 1e-9))
+        return _min_agreements(self)
 
     def similarity(self, agreements: NDArray[np.int64]) -> NDArray[np.float64]:
         """Estimated Jaccard similarity of documents, by how many sketch entries agree.
@@ -136,6 +136,12 @@ class SignatureParameters:
         estimate = (agreements / self.permutations - chance) / (1.0 - chance)
         clipped: NDArray[np.float64] = np.clip(estimate, 0.0, 1.0)
         return clipped
+
+
+@functools.cache
+def _min_agreements(parameters: SignatureParameters) -> int:
+    counts = np.arange(parameters.permutations + 1, dtype=np.int64)
+    return int(np.argmax(parameters.similarity(counts) >= parameters.threshold - 1e-9))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -202,8 +208,9 @@ def minhashes(batch: TextBatch, parameters: SignatureParameters) -> tuple[NDArra
     return minima, shingles
 
 
+@functools.cache
 def permutation_multipliers(permutations: int, seed: int) -> NDArray[np.uint32]:
-    """uint32[permutations]: odd multipliers, fixed by the seed on every machine and numpy version."""
+    """uint32[permutations]: odd multipliers, fixed by the seed on every machine and numpy version; shared."""
     mask = (1 << 64) - 1
     state = seed & mask
     multipliers = np.empty(permutations, dtype=np.uint32)

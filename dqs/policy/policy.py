@@ -7,11 +7,10 @@ business of `dqs.policy.files`; how scores come about is none of ours.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 from dqs.data import Label, Missing, Reason
 from dqs.scorer import ScoreColumns
 
-OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
-    {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-)
+OPERATORS = ("<", "<=", ">", ">=")
+"""A document breaks a rule when `value operator threshold`."""
+
+# As the columns hold them: numpy takes its time over members of an enum.
+_KEEP, _REVIEW, _DROP = (np.int8(label) for label in (Label.KEEP, Label.REVIEW, Label.DROP))
 
 DEFAULT_MISSING: Mapping[Missing, Label] = MappingProxyType(
     {
@@ -176,12 +177,12 @@ class Policy:
         if table is None:
             table = self._tables[ignore] = _Table(rule for rule in self.rules if rule.signal not in ignore)
         values, missing, outcomes = table.apply(columns)
-        labels = np.full(columns.size, Label.KEEP, dtype=np.int8)
-        broken = outcomes != Label.KEEP
+        labels = np.full(columns.size, _KEEP, dtype=np.int8)
+        broken = outcomes != _KEEP
         # Most documents break nothing, and are not looked at again.
         documents = np.flatnonzero(broken.any(axis=0))
-        dropped = (outcomes[:, documents] == Label.DROP).any(axis=0)
-        labels[documents] = np.where(dropped, np.int8(Label.DROP), np.int8(Label.REVIEW))
+        dropped = (outcomes[:, documents] == _DROP).any(axis=0)
+        labels[documents] = np.where(dropped, _DROP, _REVIEW)
         counts = np.zeros(columns.size + 1, dtype=np.int64)
         if not reasons:
             documents = documents[:0]
@@ -198,14 +199,15 @@ class _Table:
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
         count = len(self.rules)
-        self._thresholds = np.array([rule.threshold for rule in self.rules], dtype=np.float32).reshape(count, 1)
+        self._signals = sorted({rule.signal for rule in self.rules}) or [""]
+        self._row_of = np.array([self._signals.index(rule.signal) for rule in self.rules], dtype=np.int64)
+        # With the signs of `<` and `<=` turned there are but two comparisons.
+        self._signs = np.array(
+            [[-1.0 if rule.operator.startswith("<") else 1.0] for rule in self.rules], dtype=np.float32
+        ).reshape(count, 1)
+        self._limits = self._signs * np.array([rule.threshold for rule in self.rules], np.float32).reshape(count, 1)
+        self._inclusive = np.array([rule.operator.endswith("=") for rule in self.rules], np.bool_).reshape(count, 1)
         self._labels = np.array([rule.label for rule in self.rules], dtype=np.int8).reshape(count, 1)
-        self._rows_of: list[tuple[Callable[[Any, Any], Any], NDArray[np.int64]]] = [
-            (compare, np.array(rows, dtype=np.int64))
-            for symbol, compare in OPERATORS.items()
-            if (rows := [row for row, rule in enumerate(self.rules) if rule.operator == symbol])
-        ]
-        """The rows of each operator that any rule has."""
         self._long_rows = np.array([row for row, rule in enumerate(self.rules) if rule.min_characters], dtype=np.int64)
         self._min_characters = np.array(
             [[self.rules[row].min_characters] for row in self._long_rows], dtype=np.float32
@@ -217,7 +219,7 @@ class _Table:
             [[not rule.languages, *(rule.applies_to(language) for language in named)] for rule in self.rules],
             dtype=np.bool_,
         ).reshape(count, len(named) + 1)
-        keep = int(Label.KEEP)
+        keep = int(_KEEP)
         self._when_missing = np.array(
             [[rule.missing.get(code, keep) if code else keep for code in Missing] for rule in self.rules], dtype=np.int8
         ).reshape(count, len(Missing))
@@ -230,26 +232,25 @@ class _Table:
             The values that rules read, float32[rules, n], why they are missing, uint8[rules, n] of
             `Missing`, and what the rules make of it, int8[rules, n] of `Label`.
         """
-        shape = (len(self.rules), columns.size)
         absent = np.full(columns.size, np.nan, dtype=np.float32)
-        not_asked = np.full(columns.size, Missing.NOT_ASKED, dtype=np.uint8)
-        values = np.empty(shape, dtype=np.float32)
-        missing = np.empty(shape, dtype=np.uint8)
-        for row, rule in enumerate(self.rules):
-            values[row] = columns.values.get(rule.signal, absent)
-            missing[row] = columns.missing.get(rule.signal, not_asked)
-        hit = np.empty(shape, dtype=np.bool_)
-        for compare, rows in self._rows_of:
-            hit[rows] = compare(values[rows], self._thresholds[rows])
-        outcomes = np.where(hit, self._labels, np.int8(Label.KEEP))
-        for row in np.flatnonzero(missing.any(axis=1)).tolist():
-            told = self._when_missing[row, missing[row]]
-            np.copyto(outcomes[row], told, where=told != Label.KEEP)
+        not_asked = np.full(columns.size, Missing.NOT_ASKED.value, dtype=np.uint8)
+        shape = (len(self._signals), columns.size)
+        read = [columns.values.get(signal, absent) for signal in self._signals]
+        reasons = [columns.missing.get(signal, not_asked) for signal in self._signals]
+        values = np.concatenate(read, dtype=np.float32).reshape(shape)[self._row_of]
+        missing = np.concatenate(reasons, dtype=np.uint8).reshape(shape)[self._row_of]
+        signed = values * self._signs
+        hit = (signed > self._limits) | (self._inclusive & (signed == self._limits))
+        outcomes = np.where(hit, self._labels, _KEEP)
+        rows = np.flatnonzero(missing.any(axis=1))
+        if rows.size:
+            told = self._when_missing[rows[:, np.newaxis], missing[rows]]
+            outcomes[rows] = np.where(told != _KEEP, told, outcomes[rows])
         of_document = np.fromiter(
             (self._column_of.get(language, 0) for language in columns.language), dtype=np.int64, count=columns.size
         )
         applies = self._applies[:, of_document]
         if self._long_rows.size:
             applies[self._long_rows] &= columns.values.get("characters", absent) >= self._min_characters
-        outcomes[~applies] = Label.KEEP
+        outcomes[~applies] = _KEEP
         return values, missing, outcomes

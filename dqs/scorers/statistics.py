@@ -95,12 +95,10 @@ class StatisticsScorer:
         _line_shapes(batch.codepoints, batch.classes, batch.line_start, batch.line_end, batch.line_offsets, shapes)
         ngrams = np.empty((n, len(_NGRAMS)), dtype=np.float32)
         ngram_shares(batch.word_hash, batch.word_start, batch.word_end, batch.word_offsets, ngrams)
-        for table, signals in (
-            (counts, _COUNTS), (shares, _SHARES), (lines, _REPEATED_LINES), (shapes, _LINE_SHAPES), (ngrams, _NGRAMS),
-        ):  # fmt: skip
-            missing = np.where(np.isnan(table), np.uint8(Missing.TOO_SHORT), np.uint8(Missing.PRESENT))
-            for column, signal in enumerate(signals):
-                columns.put(signal.name, table[:, column], missing[:, column])
+        tables = [table.T for table in (counts, shares, lines, shapes, ngrams)]
+        rows = np.ascontiguousarray(np.concatenate(tables))
+        missing = np.where(np.isnan(rows), np.uint8(Missing.TOO_SHORT.value), np.uint8(Missing.PRESENT.value))
+        columns.put_rows([signal.name for signal in self.signals], rows, missing)
 
 
 @njit(cache=True, nogil=True)

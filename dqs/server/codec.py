@@ -274,7 +274,8 @@ def _documents(messages: Sequence[scoring_pb2.Document], limits: Limits) -> Docu
             " are allowed: send them in several.",
             field="documents",
         )
-    return Documents([m.id for m in messages], [m.text for m in messages], [m.language for m in messages])
+    held = list(messages)  # each look into `messages` makes its Python objects anew
+    return Documents([m.id for m in held], [m.text for m in held], [m.language for m in held])
 
 
 class Encoder:

@@ -33,7 +33,7 @@ rules = st.builds(
     Rule,
     id=st.text(string.ascii_lowercase, min_size=1, max_size=150),
     signal=st.sampled_from(NAMES),
-    operator=st.sampled_from(tuple(OPERATORS)),
+    operator=st.sampled_from(OPERATORS),
     threshold=st.sampled_from((0.0, -1.0, 0.1, 1e30)),
     label=st.sampled_from((Label.DROP, Label.REVIEW)),
     missing=st.dictionaries(

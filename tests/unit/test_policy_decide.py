@@ -20,7 +20,7 @@ rules = st.builds(
     Rule,
     id=st.sampled_from(("first", "second", "third")),
     signal=st.sampled_from((*SIGNALS, "never_scored")),
-    operator=st.sampled_from(tuple(OPERATORS)),
+    operator=st.sampled_from(OPERATORS),
     threshold=st.sampled_from(GRID),
     languages=st.frozensets(st.sampled_from(LANGUAGES), max_size=2),
     label=st.sampled_from((Label.DROP, Label.REVIEW)),
