@@ -7,9 +7,12 @@ This module knows nothing of how scores are computed, sent or stored.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
+
+_LANGUAGE = re.compile(r"([a-z]{2}|und)?")
 
 
 class Label(enum.IntEnum):
@@ -42,7 +45,7 @@ class Document:
     Attributes:
         id: names the document in answers and in the duplicate index; unique within a corpus.
         text: UTF-8 bytes; other bytes become an error of this document alone.
-        language: ISO 639-1 code if the caller knows it, else "" (detected).
+        language: ISO 639-1 code if the caller knows it, else "" (detected); see `parse_language`.
         source: free label of the caller's, carried along.
     """
 
@@ -50,6 +53,21 @@ class Document:
     text: bytes
     language: str = ""
     source: str = ""
+
+
+def parse_language(code: str) -> str | None:
+    """A language code as columns hold it.
+
+    Args:
+        code: ISO 639-1 in any case, with or without script and region: en, EN, zh-Hant, zh_CN.
+
+    Returns:
+        Two small letters; "" where nothing is said, which `und` does too; None where it is no such code.
+    """
+    language = code.replace("_", "-").partition("-")[0].lower()
+    if not _LANGUAGE.fullmatch(language):
+        return None
+    return "" if language == "und" else language
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class DocumentErrorCode(enum.StrEnum):
     MALFORMED_ROW = "MALFORMED_ROW"
     INDEX_UNAVAILABLE = "INDEX_UNAVAILABLE"
     INTERNAL = "INTERNAL"
+    INVALID_LANGUAGE = "INVALID_LANGUAGE"
 
 
 class DocumentError(DqsError):

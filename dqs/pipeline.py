@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dqs.data import Document, Documents, Label, Missing, Verdict
+from dqs.data import Document, Documents, Label, Missing, Verdict, parse_language
 from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
 from dqs.index.redis_store import DuplicateStore
 from dqs.index.signature import Signatures, sign
@@ -323,6 +323,7 @@ class Pipeline:
         """
         columns = Documents.of(documents)
         errors = self._check(columns)
+        languages = _languages(columns.languages, errors)
         texts = columns.texts
         if any(errors):
             texts = [b"" if error else text for text, error in zip(texts, errors, strict=True)]
@@ -330,7 +331,7 @@ class Pipeline:
         np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
         begin = time.perf_counter()
-        scored = self.executor.score(utf8, byte_offsets, columns.languages, signatures=signatures)
+        scored = self.executor.score(utf8, byte_offsets, languages, signatures=signatures)
         seconds = {**scored.seconds, "score": time.perf_counter() - begin}
         if scored.failed is not None:
             for i in np.flatnonzero(scored.failed).tolist():
@@ -496,3 +497,17 @@ class Pipeline:
         scored.columns.put("duplicate_similarity", similarity, missing)
         scored.columns.put("exact_duplicate", exact, missing)
         return duplicate_of
+
+
+def _languages(codes: list[str], errors: list[DocumentError | None]) -> list[str]:
+    """The callers' languages as scorers know them; documents with what is none get an error."""
+    parsed = {code: parse_language(code) for code in set(codes)}
+    if all(code == language for code, language in parsed.items()):
+        return codes
+    for i, code in enumerate(codes):
+        if parsed[code] is None:
+            errors[i] = errors[i] or DocumentError(
+                DocumentErrorCode.INVALID_LANGUAGE,
+                "The language is no ISO 639-1 code such as en or zh; leave it empty to have it detected.",
+            )
+    return [parsed[code] or "" for code in codes]

@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dqs.data import Document
+from dqs.data import Document, parse_language
 from dqs.errors import ConfigError, DocumentError, DocumentErrorCode
 
 SUFFIXES = {
@@ -32,7 +31,6 @@ SUFFIXES = {
 }
 """File endings that can be read -> kind of file and its compression."""
 
-_LANGUAGE = re.compile(r"[a-z]{2}|und")
 _PEEK_ROWS = 200
 _BUFFER_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -580,13 +578,13 @@ def _clean_id(value: Any) -> tuple[str | None, DocumentError | None]:
 
 
 def _clean_language(value: Any) -> tuple[str, DocumentError | None]:
-    """A language code without region, `und` and nothing as "" (to be detected)."""
-    if value is None or value == "":
+    """A language code as `parse_language` makes it; nothing as ""."""
+    if value is None:
         return "", None
-    code = value.replace("_", "-").partition("-")[0].lower() if isinstance(value, str) else ""
-    if not _LANGUAGE.fullmatch(code):
+    language = parse_language(value) if isinstance(value, str) else None
+    if language is None:
         return "", _malformed("The language is no ISO 639-1 code such as en or zh.")
-    return "" if code == "und" else code, None
+    return language, None
 
 
 def _asked(fields: Fields) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ class DocumentErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DOCUMENT_ERROR_CODE_MALFORMED_ROW: _ClassVar[DocumentErrorCode]
     DOCUMENT_ERROR_CODE_INDEX_UNAVAILABLE: _ClassVar[DocumentErrorCode]
     DOCUMENT_ERROR_CODE_INTERNAL: _ClassVar[DocumentErrorCode]
+    DOCUMENT_ERROR_CODE_INVALID_LANGUAGE: _ClassVar[DocumentErrorCode]
 DEDUPLICATION_UNSPECIFIED: Deduplication
 DEDUPLICATION_ENABLED: Deduplication
 DEDUPLICATION_DISABLED: Deduplication
@@ -44,6 +45,7 @@ DOCUMENT_ERROR_CODE_INVALID_ID: DocumentErrorCode
 DOCUMENT_ERROR_CODE_MALFORMED_ROW: DocumentErrorCode
 DOCUMENT_ERROR_CODE_INDEX_UNAVAILABLE: DocumentErrorCode
 DOCUMENT_ERROR_CODE_INTERNAL: DocumentErrorCode
+DOCUMENT_ERROR_CODE_INVALID_LANGUAGE: DocumentErrorCode
 
 class Document(_message.Message):
     __slots__ = ("id", "text", "language", "source")

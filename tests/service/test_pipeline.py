@@ -53,6 +53,7 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         Document("", CHINESE.encode()),
         Document("i" * 600, CHINESE.encode()),
         Document("\ud800", CHINESE.encode()),
+        Document("klingon", ENGLISH.encode(), "klingon"),
         Document("also good", CHINESE.encode()),
     ]
     results = pipeline.run(documents, corpus="neighbours")
@@ -65,10 +66,17 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
+        DocumentErrorCode.INVALID_LANGUAGE,
         None,
     ]
     assert [label != Label.UNSPECIFIED for label in results.labels] == [code is None for code in codes]
     assert all(error is None or ENGLISH[:10] not in error.message for error in results.errors)
+
+
+def test_languages_are_known_by_any_spelling_of_their_code(pipeline: Pipeline) -> None:
+    codes = ["en", "EN", "en-US", "zh_Hans", "und", ""]
+    documents = [Document(str(i), ENGLISH.encode(), code) for i, code in enumerate(codes)]
+    assert pipeline.run(documents, corpus=None).columns.language == ["en", "en", "en", "zh", "en", "en"]
 
 
 def test_duplicates_name_the_document_that_was_kept(pipeline: Pipeline) -> None:
