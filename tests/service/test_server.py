@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import queue
-import random
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from dqs.errors import ConfigError, RequestError
-from dqs.server.codec import Limits, parse_batch_request, parse_stream_request
+from dqs.errors import ConfigError
+from dqs.server.codec import Limits
 from dqs.server.server import ScoringServer
 from dqs.server.servicer import SERVICE_NAME
 from dqs.settings import load_settings
@@ -319,61 +317,7 @@ class TestScoreStream:
 
 
 class TestBadBytes:
-    """Nothing that a client can send is UNKNOWN or an error of the server's."""
-
-    @staticmethod
-    def mutations(seed: int, count: int) -> Iterator[bytes]:
-        """Valid requests with bytes changed, cut, doubled or put in."""
-        chance = random.Random(seed)
-        valid = [
-            batch(ENGLISH.encode(), CHINESE.encode(), b"").SerializeToString(),
-            message(1, ENGLISH.encode(), b"\xff", options=NO_INDEX).SerializeToString(),
-            pb.ScoreBatchRequest(options=pb.ScoreOptions(policy="default", corpus="c")).SerializeToString(),
-        ]
-        for _ in range(count):
-            raw = bytearray(chance.choice(valid))
-            for _ in range(chance.randint(1, 6)):
-                at = chance.randrange(len(raw) + 1)
-                match chance.randrange(4):
-                    case 0:
-                        raw[at : at + 1] = bytes((chance.randrange(256),))
-                    case 1:
-                        del raw[at : at + chance.randint(1, 20)]
-                    case 2:
-                        raw[at:at] = raw[at : at + chance.randint(1, 40)]
-                    case _:
-                        raw[at:at] = chance.randbytes(chance.randint(1, 8))
-            yield bytes(raw)
-
-    def test_the_codec_raises_request_errors_only(self) -> None:
-        refused = 0
-        for raw in self.mutations(seed=1, count=20_000):
-            for parse in (parse_batch_request, parse_stream_request):
-                try:
-                    parse(raw, CODEC_LIMITS)
-                except RequestError:
-                    refused += 1
-        assert 1_000 < refused < 40_000
-
-    @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
-    def test_over_a_socket_they_are_answered_or_refused(self, server: ServerProcess, count: int) -> None:
-        expected = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
-        seen: set[grpc.StatusCode] = set()
-        with raw_channel(server.address) as channel:
-            unary = channel.unary_unary(f"/{SERVICE_NAME}/ScoreBatch")
-            stream = channel.stream_stream(f"/{SERVICE_NAME}/ScoreStream")
-            info = channel.unary_unary(f"/{SERVICE_NAME}/GetServerInfo")
-            for number, raw in enumerate(self.mutations(seed=2, count=count)):
-                calls = [unary.future(raw, timeout=60), stream(iter([raw]), timeout=60)]
-                if number % 10 == 0:
-                    calls.append(info.future(raw, timeout=60))
-                for call in calls:
-                    with contextlib.suppress(grpc.RpcError):
-                        list(call) if call is calls[1] else call.result()
-                    seen.add(call.code())
-                    assert call.code() in expected, call.details()
-            assert seen == expected
-            assert unary(batch(b"still here").SerializeToString(), timeout=60)
+    """What a client can send besides the mutations of `test_fuzz`."""
 
     def test_a_malformed_message_is_not_quoted(self, server: ServerProcess) -> None:
         with raw_channel(server.address) as channel:
