@@ -1,7 +1,7 @@
 """Load on a server from a process of its own: messages made beforehand, answers counted and not read.
 
     python -m tests.bench.load ADDRESS --data DIR [--megabytes 20] [--message-documents 256] [--streams 4]
-                               [--in-flight 8] [--no-dedup] [--seconds S]
+                               [--in-flight 8] [--no-dedup] [--seconds S] [--token-file FILE]
 
 Prints one JSON object: what was answered, in which time, and how much processor
 time this process took for it, so that it can be subtracted from the server's
@@ -68,6 +68,7 @@ class Tally:
 
 def stream(
     address: str,
+    token: str,
     options: scoring_pb2.ScoreOptions,
     work: queue.SimpleQueue[tuple[bytes, int] | None],
     in_flight: int,
@@ -92,7 +93,8 @@ def stream(
 
     with grpc.insecure_channel(address, options=limits) as channel:
         try:
-            for raw in channel.stream_stream("/dqs.v1.ScoringService/ScoreStream")(requests()):
+            call = channel.stream_stream("/dqs.v1.ScoringService/ScoreStream")
+            for raw in call(requests(), metadata=[("authorization", f"Bearer {token}")] if token else None):
                 response = scoring_pb2.ScoreStreamResponse.FromString(raw)
                 tally.add(response, sizes.pop(response.sequence))
                 room.release()
@@ -112,10 +114,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     failures: list[str] = []
     tally = Tally()
     cpu_s = time.process_time()
-    threads = [
-        threading.Thread(target=stream, args=(arguments.address, options, work, arguments.in_flight, tally, failures))
-        for _ in range(arguments.streams)
-    ]
+    token = arguments.token_file.read_text().strip() if arguments.token_file else ""
+    given = (arguments.address, token, options, work, arguments.in_flight, tally, failures)
+    threads = [threading.Thread(target=stream, args=given) for _ in range(arguments.streams)]
     for thread in threads:
         thread.start()
     sent = 0
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=8)
     parser.add_argument("--no-dedup", action="store_true")
     parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--token-file", type=Path)
     print(json.dumps(run(parser.parse_args())))
 
 

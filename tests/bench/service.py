@@ -1,6 +1,6 @@
 """The service with workers: speed against one process, latency of one document, a killed worker.
 
-    python -m tests.bench.service --data DIR [--megabytes 24] [--rounds 3] [workers hop latency kill]
+    python -m tests.bench.service --data DIR [--megabytes 24] [--rounds 3] [workers hop latency flood kill]
 
     workers   two workers on two cores against the in-process run with every process, Redis
               included, on one core. The processor time of the load client, which shares the
@@ -8,6 +8,8 @@
     hop       one worker behind gRPC and Ray against in-process on the same cores, with messages
               and batches of 256 documents: on one core, and on two
     latency   one document of about 2 KB after the other on an idle service, inline and one worker
+    flood     the same calls of one tenant, twenty a second, alone and beside another tenant that sends
+              as much as it may; two workers, and the load on the same cores
     kill      kill -9 of one of two workers under load: answers, and time to full speed again
 
 What is compared runs in turns over the same documents. Megabytes are 10^6 bytes of UTF-8.
@@ -77,12 +79,12 @@ def in_process_on(cores: Sequence[int], data: Path, megabytes: float, dedup: boo
 
 
 @contextlib.contextmanager
-def served(cores: Sequence[int], workers: int) -> Iterator[tuple[str, psutil.Process]]:
+def served(cores: Sequence[int], workers: int, *options: str) -> Iterator[tuple[str, psutil.Process]]:
     """A `dqs serve` with all its processes on these cores: its address and process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "dqs.cli", "serve", "--port", "0", "--data-dir", folder]
         process = subprocess.Popen(
-            [*command, "--workers", str(workers)],
+            [*command, "--workers", str(workers), *options],
             stdout=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
@@ -169,6 +171,51 @@ def measure_latency(data: Path) -> dict[str, Any]:
     return figures
 
 
+def measure_flood(data: Path, rounds: int) -> dict[str, Any]:
+    """Milliseconds of calls with one document, alone and beside a flood."""
+    from dqs import Client
+    from dqs.server.tenants import new_token
+
+    texts = [one for one in sample(data, "en", 3) if 1500 <= len(one.text) <= 3000]
+    figures: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokens.toml"
+        tokens = {name: new_token(file, name) for name in ("light", "flood")}
+        flood_token = Path(folder) / "flood"
+        flood_token.touch(mode=0o600)
+        flood_token.write_text(tokens["flood"])
+        with served(CORES, 2, "--tokens", str(file)) as (address, _), Client(address, token=tokens["light"]) as client:
+
+            def cuts_ms() -> list[float]:
+                took_ms = []
+                for number in range(400):
+                    time.sleep(0.05)
+                    begin = time.perf_counter()
+                    client.score_batch([texts[number % len(texts)]], corpus=None)
+                    took_ms.append(1000 * (time.perf_counter() - begin))
+                return statistics.quantiles(took_ms, n=100)
+
+            cuts_ms()
+            for _ in range(rounds):
+                alone = cuts_ms()
+                command = [
+                    sys.executable, "-m", "tests.bench.load", address, "--data", str(data), "--megabytes", "16",
+                    "--streams", "4", "--seconds", "40", "--no-dedup", "--token-file", str(flood_token),
+                ]  # fmt: skip
+                flood = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                time.sleep(8)
+                beside = cuts_ms()
+                answer = json.loads(flood.communicate()[0])
+                for name, value in (
+                    ("alone_p50_ms", alone[49]), ("alone_p99_ms", alone[98]),
+                    ("beside_p50_ms", beside[49]), ("beside_p99_ms", beside[98]),
+                    ("p50_ratio", beside[49] / alone[49]), ("p99_ratio", beside[98] / alone[98]),
+                    ("flood_mb_per_s", answer["megabytes"] / answer["seconds"]),
+                ):  # fmt: skip
+                    figures.setdefault(name, []).append(value)
+    return {name: statistics.median(values) for name, values in figures.items()} | {"rounds": figures}
+
+
 def workers_of(server: psutil.Process) -> list[psutil.Process]:
     """The scorer processes of a server."""
     return [
@@ -213,7 +260,7 @@ def measure_kill(data: Path, megabytes: float) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["workers", "hop", "latency", "kill"])
+    parser.add_argument("what", nargs="*", default=["workers", "hop", "latency", "flood", "kill"])
     parser.add_argument("--data", type=Path, required=True, help="folder with clean_en.parquet and clean_zh.parquet")
     parser.add_argument("--megabytes", type=float, default=24, help="text per run, both languages together")
     parser.add_argument("--rounds", type=int, default=3)
@@ -236,6 +283,9 @@ def main() -> None:
             figures[what] = measure_latency(data)
             ms = [(name, one["p50_ms"], one["p99_ms"]) for name, one in figures[what].items()]
             show("One document on an idle service, ms", ("", "p50", "p99"), ms)
+        elif what == "flood":
+            figures[what] = one = measure_flood(data, rounds)
+            show("One tenant beside another's flood", ("", "value"), [(k, v) for k, v in one.items() if k != "rounds"])
         elif what == "kill":
             figures[what] = one = measure_kill(data, megabytes)
             shown = [(k, v) for k, v in one.items() if k != "rates_mb_per_s"]
