@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 
@@ -10,21 +11,33 @@ from dqs.errors import DqsError
 
 FAILED = 2
 """Exit status where nothing, or nothing more, could be done."""
+INTERRUPTED = 128 + 2
+"""What a shell reports of a program that Ctrl-C has ended."""
 
 
 def main() -> None:
     """Runs the command line. A failure is one sentence on standard error and exit status 2."""
     if importlib.util.find_spec("typer") is None:
         sys.exit("dqs: the commands need more than the client does; run: pip install 'dqs[server]'")
-    from dqs.commands.root import app
-
-    # What Ctrl-C cleans up, a stop by the system must clean up as well.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What Ctrl-C cleans up, a stop by the system must clean up as well. A service that loads its modules has nothing
+    # to clean up, and an exception could be lost in one of them; `dqs.server.server.serve` takes both signals over.
+    stop = _stopped if sys.argv[1:2] == ["serve"] else signal.default_int_handler
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
+        from dqs.commands.root import app
+
         app(prog_name="dqs")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except DqsError as error:
         print(f"dqs: {' '.join(error.message.split())}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _stopped(*_: object) -> None:
+    """Ends a service that has not begun; see the exit statuses in `dqs/server/README.md`."""
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ their unit. Knows nothing of what uses the values.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import secrets
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,6 +27,15 @@ from dqs.errors import ConfigError
 
 MIB = 1 << 20
 
+_PREFIX = "DQS_"
+_INT32_MAX = (1 << 31) - 1
+"""Of gRPC's options; it counts some times in milliseconds."""
+_NO_SETTING = re.compile(rf"{_PREFIX}(SHARED|(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+))")
+"""Variables of our prefix that are none of ours: the folder of data of this repository's tests, and what Kubernetes
+tells every pod of a service whose name begins like ours."""
+_LINK = re.compile(r"(tcp|udp|sctp)://")
+"""How Kubernetes begins the value of the one variable that has no such name, `DQS_…_PORT`."""
+
 
 class Settings(BaseSettings):
     """Everything that can be set, with units; immutable once made.
@@ -31,7 +43,7 @@ class Settings(BaseSettings):
     Make one with `load_settings`, which turns a bad value into a `ConfigError`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="DQS_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
     toml_file: ClassVar[Path | None] = None
 
     host: str = Field("127.0.0.1", min_length=1, description="Address that `dqs serve` binds.")
@@ -48,7 +60,7 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(
         2.0, gt=0, description="Longest wait for one answer of Redis, which is asked three times."
     )
-    max_message_bytes: int = Field(64 * MIB, ge=MIB, description="Largest gRPC message taken.")
+    max_message_bytes: int = Field(64 * MIB, ge=MIB, le=_INT32_MAX, description="Largest gRPC message taken.")
     max_document_bytes: int = Field(10 * MIB + 4096, ge=1024, description="Longest document scored.")
     max_batch_documents: int = Field(4096, ge=1, description="Most documents in one request message.")
     batch_bytes: int = Field(MIB, ge=1024, description="Text that is scored together.")
@@ -99,7 +111,10 @@ class Settings(BaseSettings):
         None, description="Address of the Ray node to join through, where this machine runs several."
     )
     ray_head_timeout_s: float = Field(
-        40.0, gt=0, description="How long the head of the Ray cluster may be silent before the service gives up."
+        40.0,
+        ge=6,  # it is asked every second and may take three for an answer
+        lt=60,  # after which Ray ends the process by itself
+        description="How long the head of the Ray cluster may be silent before the service gives up.",
     )
     tls_cert: Path | None = Field(None, description="Certificate chain that `dqs serve` shows, PEM.")
     tls_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
@@ -121,9 +136,14 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level of log lines.")
     trace_endpoint: str | None = Field(None, description="URL of an OTLP collector for traces; unset traces nothing.")
     keepalive_s: float = Field(
-        60.0, gt=0, description="A client that was silent this long is asked whether it is there."
+        60.0,
+        ge=1,
+        le=_INT32_MAX // 1000,
+        description="A client that was silent this long is asked whether it is there.",
     )
-    keepalive_timeout_s: float = Field(20.0, gt=0, description="How long it has to answer before it is cut off.")
+    keepalive_timeout_s: float = Field(
+        20.0, ge=1, le=_INT32_MAX // 1000, description="How long it has to answer before it is cut off."
+    )
     drain_s: float = Field(20.0, ge=0, description="Time that open calls have to finish after a stop signal.")
     server_token_file: Path | None = Field(None, description="File with the token that `dqs score --server` sends.")
     server_ca: Path | None = Field(
@@ -161,10 +181,8 @@ def load_settings(config: Path | None = None, **arguments: Any) -> Settings:
     if config is None and Path("dqs.toml").is_file():
         config = Path("dqs.toml")
     if config is not None:
-        try:
-            tomllib.loads(config.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"Cannot read the settings file {config}: {error}") from error
+        _check_file(config)
+    _check_environment()
     # The file belongs to this call alone, so it lives on a class of its own.
     reader = type("Settings", (Settings,), {"toml_file": config, "__module__": __name__})
     try:
@@ -172,9 +190,44 @@ def load_settings(config: Path | None = None, **arguments: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"Setting {name}: {first['msg']}. `dqs settings` lists what there is.") from error
+        origin = settings_origins(config, **arguments).get(name, "argument")
+        where = {"argument": "", "environment": f" ({_PREFIX}{name.upper()})"}.get(origin, f" (in {origin})")
+        raise ConfigError(f"Setting {name}{where}: {first['msg']}. `dqs settings` lists what there is.") from error
     settings = Settings.model_construct(**values.model_dump())
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
+
+
+def _check_file(config: Path) -> None:
+    """Refuses a settings file that cannot be read or names what is no setting."""
+    try:
+        names = tomllib.loads(config.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"The settings file {config} does not exist.") from error
+    except OSError as error:
+        raise ConfigError(f"Cannot read the settings file {config} ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Cannot read the settings file {config}: it is not UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"Cannot read the settings file {config}: {error}.") from error
+    for name in names:
+        if name not in Settings.model_fields:
+            raise ConfigError(f"{config} has {name}, which is no setting{_nearest(name, list(Settings.model_fields))}.")
+
+
+def _check_environment() -> None:
+    """Refuses a variable that looks like a setting and is none, which would else do nothing."""
+    known = [f"{_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for variable, value in os.environ.items():
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or name in known or _NO_SETTING.fullmatch(name):
+            continue
+        if not (name.endswith("_PORT") and _LINK.match(value)):
+            raise ConfigError(f"The environment has {variable}, which is no setting{_nearest(name, known)}.")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else "; `dqs settings` lists what there is"
 
 
 def settings_origins(config: Path | None = None, **arguments: Any) -> dict[str, str]:
@@ -191,7 +244,7 @@ def settings_origins(config: Path | None = None, **arguments: Any) -> dict[str, 
     for name in Settings.model_fields:
         if arguments.get(name) is not None:
             origins[name] = "argument"
-        elif f"DQS_{name.upper()}" in environment:
+        elif f"{_PREFIX}{name.upper()}" in environment:
             origins[name] = "environment"
         elif name in in_file:
             origins[name] = str(config)
@@ -206,6 +259,24 @@ def use_kernel_cache(data_dir: Path) -> None:
     A value that the caller's environment already holds wins.
     """
     os.environ.setdefault("NUMBA_CACHE_DIR", str(data_dir / "kernels"))
+
+
+def check_folders(settings: Settings) -> None:
+    """Makes the folders that compiled kernels and the private Redis are written to; after `use_kernel_cache`.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
+    folders = [Path(os.environ["NUMBA_CACHE_DIR"])]
+    if settings.redis_url is None:
+        folders.append(settings.data_dir)
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(f"Cannot write in {folder} ({error.strerror}): give another --data-dir.") from error
 
 
 def quiet_grpc() -> None:
@@ -243,6 +314,7 @@ def prepare_ray(*, local: bool) -> None:
 __all__ = [
     "MIB",
     "Settings",
+    "check_folders",
     "kernels_are_compiled",
     "load_settings",
     "prepare_ray",

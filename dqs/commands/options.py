@@ -11,8 +11,24 @@ import typer
 if TYPE_CHECKING:
     from dqs.settings import Settings
 
+
+def default(text: str) -> str:
+    """What the help says of a default that the settings know.
+
+    Typer's own `show_default` would put it into parentheses too.
+
+    Args:
+        text: the default.
+    """
+    # The bracket is escaped, or it would be taken for markup.
+    return rf" [dim]\[default: {text}][/dim]"
+
+
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder for compiled kernels, the private Redis and imported models.")
+    Path | None,
+    typer.Option(
+        help="Folder for compiled kernels, the private Redis and imported models." + default("~/.local/share/dqs")
+    ),
 ]
 Models = Annotated[Path | None, typer.Option(help="Folder of models that is searched before all others.")]
 Policies = Annotated[Path | None, typer.Option(help="Folder of policies that is searched before the shipped ones.")]
@@ -38,9 +54,18 @@ def make_settings(config: Path | None = None, **arguments: Any) -> Settings:
     return settings
 
 
-def announce_compiling() -> None:
-    """Says on standard error that the first run compiles, so that nobody takes it for a hanging one."""
-    from dqs.settings import kernels_are_compiled
+def prepare_folders(settings: Settings, *, quiet: bool = False) -> None:
+    """Makes the folders that scoring writes to, and says if the first run compiles, lest it be taken for a hanging one.
 
-    if not kernels_are_compiled():
+    Args:
+        settings: where the folders are.
+        quiet: says nothing.
+
+    Raises:
+        ConfigError: a folder cannot be written.
+    """
+    from dqs.settings import check_folders, kernels_are_compiled
+
+    check_folders(settings)
+    if not quiet and not kernels_are_compiled():
         print("dqs: compiling kernels for this machine, once; this takes up to a minute.", file=sys.stderr)

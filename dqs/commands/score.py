@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, default, make_settings, prepare_folders
 from dqs.errors import ConfigError
 
 _NOBODY_READS = 128 + 13
@@ -44,16 +44,14 @@ def score(
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate to show to the service, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key of that certificate, PEM.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Score in this many Ray actors; 0, the default, without Ray.")
+        int | None, typer.Option(min=0, help="Score in this many Ray actors; with 0 in this process." + default("0"))
     ] = None,
     ray_address: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Ray cluster of the actors; one on this machine if left out."),
     ] = None,
     text_field: Annotated[str, typer.Option(help="Field of the text.")] = "text",
-    id_field: Annotated[
-        str | None, typer.Option(help="Field of the id.  [default: id, else FILE:ROW]", show_default=False)
-    ] = None,
+    id_field: Annotated[str | None, typer.Option(help="Field of the id." + default("id, else FILE:ROW"))] = None,
     language: Annotated[
         str, typer.Option(metavar="CODE", help="Language of every text, such as en or zh; detected if left out.")
     ] = "",
@@ -106,11 +104,11 @@ def score(
         server_cert=tls_cert,
         server_key=tls_key,
     )
+    if server is None:
+        prepare_folders(settings)
     from dqs.commands.scoring import Request, score_files
     from dqs.rows.readers import Fields
 
-    if server is None:
-        announce_compiling()
     request = Request(
         inputs=inputs,
         output=output,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, default, make_settings, prepare_folders
 
 _WORKERS = "Workers"
 _SECURITY = "Security"
@@ -23,8 +23,8 @@ class LogFormat(StrEnum):
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to bind.", show_default="127.0.0.1")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to bind; 0 picks a free one.", show_default="50051")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind." + default("127.0.0.1"))] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0 picks a free one." + default("50051"))] = None,
     data_dir: DataDir = None,
     models: Models = None,
     policies: Policies = None,
@@ -32,15 +32,13 @@ def serve(
     config: Config = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Ray actors that score; 0 scores in this process.", show_default="0", rich_help_panel=_WORKERS
-        ),
+        typer.Option(help="Ray actors that score; 0 scores in this process." + default("0"), rich_help_panel=_WORKERS),
     ] = None,
     max_workers: Annotated[
         int | None, typer.Option(help="Ray actors that may score when text waits.", rich_help_panel=_WORKERS)
     ] = None,
     gpu_workers: Annotated[
-        int | None, typer.Option(help="Ray actors on GPUs that score besides.", rich_help_panel=_WORKERS)
+        int | None, typer.Option(help="Ray actors on GPUs that score besides." + default("0"), rich_help_panel=_WORKERS)
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -78,7 +76,7 @@ def serve(
         int | None, typer.Option(help="Port for Prometheus metrics over HTTP.", rich_help_panel=_OPERATION)
     ] = None,
     log_format: Annotated[
-        LogFormat | None, typer.Option(help="Form of log lines.", show_default="text", rich_help_panel=_OPERATION)
+        LogFormat | None, typer.Option(help="Form of log lines." + default("text"), rich_help_panel=_OPERATION)
     ] = None,
 ) -> None:
     """Serve scores over gRPC until stopped.
@@ -108,8 +106,7 @@ def serve(
         metrics_port=metrics_port,
         log_format=None if log_format is None else log_format.value,
     )
+    prepare_folders(settings, quiet=settings.log_format == "json")  # every line of standard error is JSON then
     from dqs import app
 
-    if settings.log_format == "text":  # else every line of standard error is JSON
-        announce_compiling()
     app.serve(settings)

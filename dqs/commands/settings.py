@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dqs.commands.options import Config, DataDir, Models, Policies, Redis, announce_compiling, make_settings
+from dqs.commands.options import Config, DataDir, Models, Policies, Redis, make_settings, prepare_folders
 
 
 def settings(
@@ -38,9 +38,9 @@ def _toml(value: object) -> str:
 def warm(config: Config = None, data_dir: DataDir = None, models: Models = None) -> None:
     """Compile all kernels, so that the next start is quick."""
     made = make_settings(config, data_dir=data_dir, models=models)
+    prepare_folders(made)
     from dqs import app
 
-    announce_compiling()
     with app.build_pipeline(made, dedup=True) as pipeline:
         app.warm(pipeline)
     print(f"Kernels are compiled in {made.data_dir}.")

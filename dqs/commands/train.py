@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dqs.commands.options import Config, DataDir, make_settings
+from dqs.commands.options import Config, DataDir, default, make_settings
 from dqs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Train models from given data, with
 Data = Annotated[Path, typer.Option(help="Parquet file, or the folder that holds it.")]
 Language = Annotated[str, typer.Option(metavar="CODE", help="Language of the model: en, zh, …")]
 Output = Annotated[
-    Path | None, typer.Option(help="Folder of models to write to.  [default: models in the data folder]")
+    Path | None, typer.Option(help="Folder of models to write to." + default("models in the data folder"))
 ]
 ExcludeSource = Annotated[
     list[str] | None, typer.Option(metavar="SOURCE", help="Leave out rows of this source; may be given several times.")
@@ -28,7 +28,7 @@ DEFAULT_SEED = 20_261_121
 """The seed of the models that ship."""
 
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
-Name = Annotated[str | None, typer.Option(help="Name of the model.  [default: KIND-LANGUAGE]")]
+Name = Annotated[str | None, typer.Option(help="Name of the model." + default("KIND-LANGUAGE"))]
 Version = Annotated[str, typer.Option(help="Version of the model.")]
 
 

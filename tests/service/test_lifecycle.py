@@ -60,6 +60,13 @@ def stubs(address: str) -> Iterator[tuple[Any, Any]]:
         yield ScoringServiceStub(channel), health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process does something of its own at a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def health_of(stub: Any, service: str = "") -> int:
     status: int = stub.Check(
         health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S, wait_for_ready=True
@@ -149,6 +156,27 @@ class TestReadiness:
             wait_until(lambda: health_of(health) == NOT_SERVING)
             code, _ = status_of(lambda: scoring.GetServerInfo(server_info_pb2.GetServerInfoRequest()))
             assert code == Code.UNIMPLEMENTED
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2, 0.5, 1.0])
+    def test_a_start_that_still_loads_modules_can_be_broken_off(
+        self, tmp_path: Path, number: signal.Signals, seconds: float
+    ) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dqs.cli", "serve", "--port", "0", "--data-dir", tmp_path],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            wait_until(lambda: catches(process.pid, signal.SIGTERM))
+            time.sleep(seconds)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+        assert process.returncode == 0, said
+        assert "Traceback" not in said
+        assert "Exception ignored" not in said
 
 
 class TestTheEnd:
