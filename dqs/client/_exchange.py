@@ -16,8 +16,6 @@ from dqs.client._options import Window
 from dqs.errors import InternalError
 from dqs.v1 import decision_pb2, scoring_pb2, server_info_pb2
 
-_LINGER_S = 0.2
-"""An unfinished message leaves with the first document that comes this much later."""
 ACKNOWLEDGE_AFTER_S = 0.2
 """The server is told what has come this much later at the latest."""
 FAREWELL_S = 0.5
@@ -192,9 +190,19 @@ class Exchange:
         )
 
     @property
+    def is_gathering(self) -> bool:
+        """Whether there is a message that is not closed yet."""
+        return self._current is not None
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether there is a closed message whose answer has not been handed out."""
+        return bool(self._messages)
+
+    @property
     def is_answered(self) -> bool:
         """Whether all that was added has been handed out."""
-        return not self._messages and self._current is None
+        return not self.is_owed and not self.is_gathering
 
     def add(self, document: DocumentLike) -> None:
         """Puts a document into the current message; closes the message when it is full or old."""
@@ -214,7 +222,7 @@ class Exchange:
         if (
             current.documents >= self._message_documents
             or current.text_bytes >= self._message_bytes
-            or now_s - current.begun_s > _LINGER_S
+            or now_s - current.begun_s > self._window.message_wait_s
             or not self.has_room
         ):
             self.flush()

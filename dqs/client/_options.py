@@ -9,6 +9,8 @@ from dqs.errors import ConfigError, RequestError
 from dqs.v1 import scoring_pb2
 
 MIB = 1 << 20
+_MAX_TIME_S = 1e9
+"""More than anybody waits, and less than threads and gRPC refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +21,18 @@ class Timeouts:
         connect_s: for the first contact with the server.
         answer_s: for the next answer while documents are on their way, and for a whole unary call.
         retry_s: for a lost server to come back, or another to answer.
+
+    Raises:
+        ConfigError: one of them is no length of time.
     """
 
     connect_s: float = 10.0
     answer_s: float = 300.0
     retry_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect_s", "answer_s", "retry_s"):
+            _check_time(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +44,27 @@ class Window:
         text_bytes: most bytes of text sent and not yet handed to the caller, but for one longer document.
         message_documents: most documents in one message.
         message_bytes: bytes of text at which a message is full.
+        message_wait_s: how long a message that is not full waits for the next document.
+        streams: most calls of `score` and `score_batches` of one client that have a stream open at a
+            time; the others wait for their turn, without a limit and in the order in which they came.
+
+    Raises:
+        ConfigError: one of them leaves no room for a document, or is no length of time.
     """
 
     documents: int = 4096
     text_bytes: int = 8 * MIB
     message_documents: int = 256
     message_bytes: int = MIB // 2
+    message_wait_s: float = 0.01
+    streams: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "text_bytes", "message_documents", "message_bytes", "streams"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"`{name}` is {value!r}: give a whole number, 1 or more.")
+        _check_time("message_wait_s", self.message_wait_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +106,12 @@ def _pem(what: str, source: str | Path | bytes | None) -> bytes | None:
     if content is not None and b"-----BEGIN " not in content:
         raise ConfigError(f"The TLS {what} is not in PEM format: give the file that begins with -----BEGIN.")
     return content
+
+
+def _check_time(name: str, value_s: float) -> None:
+    # Not so for NaN either.
+    if not (isinstance(value_s, int | float) and 0 <= value_s <= _MAX_TIME_S):
+        raise ConfigError(f"`{name}` is {value_s!r}: give seconds, from 0 to {_MAX_TIME_S:g}.")
 
 
 def score_options(policy: str, corpus: str | None, degrade: bool, timings: bool = False) -> scoring_pb2.ScoreOptions:

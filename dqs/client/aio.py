@@ -19,8 +19,11 @@ from dqs.client._failures import StreamEnded, no_answer, parsed
 from dqs.client._options import Timeouts, Tls, Window, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
-from dqs.errors import DqsError
+from dqs.errors import DqsError, Unavailable
 from dqs.v1 import corpus_pb2, scoring_pb2, server_info_pb2
+
+_TURNS_TO_SEND = 4
+"""Turns of the event loop after which a message has reached gRPC."""
 
 
 class AsyncClient:
@@ -52,6 +55,7 @@ class AsyncClient:
         self._window = window or Window()
         self._servers = Servers(grpc.aio, target, tls, token, allow_insecure_token)
         self._limits: server_info_pb2.Limits | None = None
+        self._turns = asyncio.Semaphore(self._window.streams)  # fair, as asyncio promises
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,6 +93,10 @@ class AsyncClient:
         ordered: bool = True,
     ) -> AsyncIterator[Verdict]:
         """Scores any number of documents over a stream; see `Client.score`.
+
+        `documents` is read in a task of its own while verdicts are waited for and used, ahead of
+        them by at most the window; so a source that waits for a verdict before it goes on gets it.
+        The end of this iteration cancels that task, and closes a source that is a generator.
 
         Args:
             documents: may be endless, and asynchronous.
@@ -142,42 +150,65 @@ class AsyncClient:
         Raises:
             DqsError: as in the package's table.
         """
-        limits = self._limits or (await self.info()).limits
-        exchange = Exchange(score_options(policy, corpus, degrade, timings), language, ordered, self._window, limits)
-        route = Route(self._servers, self._timeouts.retry_s)
-        stream = _Stream(route, exchange.receipts)
-        source = aiter(documents) if isinstance(documents, AsyncIterable) else _each(documents)
-        exhausted = False
-        try:
-            while not (exhausted and exchange.is_answered):
-                reads_on = not exhausted and exchange.has_room and not stream.has_received
-                if reads_on:
+        async with self._turns:
+            limits = self._limits or (await self.info()).limits
+            options = score_options(policy, corpus, degrade, timings)
+            exchange = Exchange(options, language, ordered, self._window, limits)
+            route = Route(self._servers, self._timeouts.retry_s)
+            news = asyncio.Event()
+            source = _Source(documents, exchange, self._window.message_wait_s, news)
+            stream: _Stream | None = None
+            owed_since_s: float | None = None
+            try:
+                while True:
+                    news.clear()
+                    if source.has_ended() and exchange.is_answered:
+                        break
+                    # A stream that ends while nothing is owed is missed by nobody.
+                    if stream is None and exchange.is_owed:
+                        stream = source.stream = _Stream(route, exchange.receipts, news)
+                        exchange.send_again()
+                        stream.send(exchange.outgoing())
                     try:
-                        exchange.add(await anext(source))
-                    except StopAsyncIteration:
-                        exhausted = True
-                        exchange.flush()
-                await stream.send(exchange.outgoing())
-                if reads_on:
-                    continue
+                        responses = stream.received() if stream is not None else []
+                    except grpc.RpcError as error:
+                        broken, stream, source.stream = stream, None, None
+                        assert broken is not None
+                        await broken.close()
+                        if exchange.is_owed:
+                            await asyncio.sleep(route.pause_s(error))
+                        continue
+                    if responses:
+                        route.answered()
+                        owed_since_s = None
+                        for scored in exchange.receive(responses):
+                            source.look_for_room()
+                            yield scored
+                        source.look_for_room()
+                        continue
+                    owed_since_s = (owed_since_s or time.monotonic()) if exchange.is_owed else None
+                    await self._wait_for(news, owed_since_s)
+            except DqsError as error:
+                error.request_id = error.request_id or route.request_id
+                raise
+            finally:
+                # A call that is dropped without cancelling is never collected by gRPC.
+                exchange.receipts.give_up()
                 try:
-                    responses = await stream.wait(self._timeouts.answer_s)
-                except grpc.RpcError as error:
-                    await stream.close()
-                    await asyncio.sleep(route.pause_s(error))
-                    exchange.send_again()
-                    stream = _Stream(route, exchange.receipts)
-                    continue
-                route.answered()
-                for scored in exchange.receive(responses):
-                    yield scored
-        except DqsError as error:
-            error.request_id = error.request_id or route.request_id
-            raise
-        finally:
-            # A call that is dropped without cancelling is never collected by gRPC.
-            exchange.receipts.give_up()
-            await stream.close()
+                    await source.close()
+                finally:
+                    if stream is not None:
+                        await stream.close()
+
+    async def _wait_for(self, news: asyncio.Event, owed_since_s: float | None) -> None:
+        """Waits for news: of the source for as long as it likes, of an answer that is owed for `answer_s`."""
+        if owed_since_s is None:
+            await news.wait()
+            return
+        try:
+            await asyncio.wait_for(news.wait(), owed_since_s + self._timeouts.answer_s - time.monotonic())
+        except TimeoutError:
+            raise no_answer(self._timeouts.answer_s) from None
 
     async def score_batch(
         self,
@@ -246,6 +277,85 @@ class AsyncClient:
                 return raw
 
 
+class _Source:
+    """Reads the documents of a call in a task of its own, so that verdicts can come while the next one is waited for.
+
+    It is never ahead of the verdicts by more than the window.
+
+    Args:
+        documents: as the caller gives them.
+        exchange: takes them in.
+        message_wait_s: how long a message that is not full waits for the next document.
+        news: set when a message has been closed, and at the end.
+    """
+
+    def __init__(
+        self,
+        documents: Iterable[DocumentLike] | AsyncIterable[DocumentLike],
+        exchange: Exchange,
+        message_wait_s: float,
+        news: asyncio.Event,
+    ) -> None:
+        self.stream: _Stream | None = None
+        """What sends the messages; while there is none they stay in the exchange."""
+        self._exchange = exchange
+        self._message_wait_s = message_wait_s
+        self._news = news
+        self._room = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._task = asyncio.create_task(self._read(documents))
+        self._task.add_done_callback(lambda _: news.set())
+
+    def has_ended(self) -> bool:
+        """Whether all documents have been read; raises what the caller's iteration has raised."""
+        if self._task.done():
+            self._task.result()
+            return True
+        return False
+
+    def look_for_room(self) -> None:
+        """Lets it read on if there is room again."""
+        if self._exchange.has_room:
+            self._room.set()
+
+    async def close(self) -> None:
+        """Ends the caller's iteration, wherever it is."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self, documents: Iterable[DocumentLike] | AsyncIterable[DocumentLike]) -> None:
+        source = aiter(documents) if isinstance(documents, AsyncIterable) else _each(documents)
+        try:
+            async for document in source:
+                self._exchange.add(document)
+                if not self._exchange.is_gathering:
+                    self._send()
+                    # An input that never waits would let nobody else run, gRPC included.
+                    for _ in range(_TURNS_TO_SEND):
+                        await asyncio.sleep(0)
+                elif self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(self._message_wait_s, self._send)
+                while not self._exchange.has_room:
+                    self._room.clear()
+                    await self._room.wait()
+            self._send()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    def _send(self) -> None:
+        """Closes the message at hand, full or not, and sends all that are closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._exchange.flush()
+        if self.stream is not None:
+            self.stream.send(self._exchange.outgoing())
+        self._news.set()
+
+
 class _Stream:
     """A ScoreStream call with a task that writes and one that reads, so that a full window cannot block both ends.
 
@@ -254,14 +364,15 @@ class _Stream:
     Args:
         route: where to, with what.
         receipts: notes the answers.
+        news: set when an answer has come, and at the end.
     """
 
-    def __init__(self, route: Route, receipts: Receipts) -> None:
+    def __init__(self, route: Route, receipts: Receipts, news: asyncio.Event) -> None:
         self._receipts = receipts
+        self._news = news
         self._outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
         """Encoded requests; an empty one has what is due told, None ends the requests."""
-        self._unsent = 0
-        self._inbox: asyncio.Queue[scoring_pb2.ScoreStreamResponse | Exception] = asyncio.Queue()
+        self._inbox: list[scoring_pb2.ScoreStreamResponse] = []
         self._ended: Exception | None = None
         self._call = route.server.score_stream(metadata=route.metadata())
         self._writer = asyncio.create_task(self._write())
@@ -286,8 +397,6 @@ class _Stream:
                     encoded = (request or b"") + self._receipts.take()
                     if encoded:
                         await self._call.write(encoded)
-                    if request:
-                        self._unsent -= 1
             await self._call.done_writing()
 
     async def _read(self) -> None:
@@ -297,38 +406,31 @@ class _Stream:
                 # First, because it makes room for what is sent next.
                 if self._receipts.received(response.sequence):
                     self._outbox.put_nowait(b"")
-                self._inbox.put_nowait(response)
+                self._inbox.append(response)
+                self._news.set()
         except (grpc.RpcError, DqsError) as error:
-            self._inbox.put_nowait(StreamEnded() if _hides_status(error) else error)
+            self._ended = StreamEnded() if _hides_status(error) else error
+        except asyncio.CancelledError:
+            self._ended = Unavailable("The client was closed while answers were owed.")
+            raise
         else:
-            self._inbox.put_nowait(StreamEnded())
+            self._ended = StreamEnded()
+        finally:
+            self._news.set()
 
-    @property
-    def has_received(self) -> bool:
-        """Whether `wait` would return at once."""
-        return self._ended is not None or not self._inbox.empty()
-
-    async def send(self, requests: Iterable[bytes]) -> None:
+    def send(self, requests: Iterable[bytes]) -> None:
         """Has encoded requests sent, as fast as the server takes them."""
         for request in requests:
             self._outbox.put_nowait(request)
-            self._unsent += 1
-        if self._unsent:
-            # An input that is not asynchronous would let nobody else run, the writer included.
-            await asyncio.sleep(0)
 
-    async def wait(self, timeout_s: float) -> list[scoring_pb2.ScoreStreamResponse]:
-        """As for the stream of `dqs.client.sync`."""
-        received: list[scoring_pb2.ScoreStreamResponse] = []
-        while self._ended is None and not (received and self._inbox.empty()):
-            try:
-                response = await asyncio.wait_for(self._inbox.get(), timeout_s)
-            except TimeoutError:
-                raise no_answer(timeout_s) from None
-            if isinstance(response, Exception):
-                self._ended = response
-            else:
-                received.append(response)
+    def received(self) -> list[scoring_pb2.ScoreStreamResponse]:
+        """Everything that has arrived since the last time.
+
+        Raises:
+            grpc.RpcError: the call has ended, and all that came before has been returned.
+            DqsError: what came is no answer, or the client was closed.
+        """
+        received, self._inbox = self._inbox, []
         if self._ended is not None and not received:
             raise self._ended
         return received

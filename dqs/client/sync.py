@@ -93,7 +93,11 @@ class Client:
         """Scores any number of documents over a stream.
 
         `documents` is read in the caller's thread, ahead of the verdicts by at
-        most the window. Close the iterator to give up what is on its way.
+        most the window. Verdicts that have come are handed out before the next document is
+        asked for; while one is waited for, nothing is handed out, and a message that is not
+        full leaves with the next document. So a slow source has its verdicts a document or
+        two late, and one that waits for a verdict never gets it: `AsyncClient` does both.
+        Close the iterator to give up what is on its way.
 
         Args:
             documents: may be endless.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import pickle
 import socket
@@ -27,6 +28,7 @@ from dqs.errors import (
     RequestError,
     Unavailable,
 )
+from tests.service.proxy import Proxy
 from tests.service.serving import CHINESE, ENGLISH, POISON, ROOT, LocalServer, ServerProcess
 
 pytestmark = pytest.mark.xdist_group("service")
@@ -345,6 +347,140 @@ class TestAsync:
             assert sorted(unordered) == sorted(v.id for v in expected)
             assert await asynchronous.score_batch(given, corpus=None) == expected
             assert (await asynchronous.info()) == client.info()
+
+    async def test_a_source_that_waits_for_the_verdict_gets_it(self, server: ServerProcess) -> None:
+        """One document on its way at a time, as where somebody asks and is answered."""
+        asked: asyncio.Queue[str | None] = asyncio.Queue()
+
+        async def questions() -> AsyncIterator[str]:
+            while (question := await asked.get()) is not None:
+                yield question
+
+        answered = 0
+        async with AsyncClient(server.address) as client, asyncio.timeout(60):
+            asked.put_nowait(ENGLISH)
+            async for verdict in client.score(questions(), corpus=None):
+                assert verdict.error is None
+                answered += 1
+                asked.put_nowait(ENGLISH if answered < 20 else None)
+        assert answered == 20
+
+    async def test_the_source_goes_on_while_a_verdict_is_used(self, server: ServerProcess) -> None:
+        gone_on = asyncio.Event()
+
+        async def source() -> AsyncIterator[str]:
+            yield ENGLISH
+            yield CHINESE
+            gone_on.set()
+            yield ENGLISH
+
+        async with AsyncClient(server.address, window=replace(SMALL_WINDOW, message_documents=1)) as client:
+            verdicts = client.score(source(), corpus=None)
+            await anext(verdicts)
+            await asyncio.wait_for(gone_on.wait(), 60)
+            assert len([verdict async for verdict in verdicts]) == 2
+
+    async def test_an_asynchronous_input_is_read_no_further_ahead_than_the_window(self, local: LocalServer) -> None:
+        read = 0
+
+        async def endless() -> AsyncIterator[str]:
+            nonlocal read
+            while True:
+                read += 1
+                yield "some words of text"
+
+        async with AsyncClient(local.address, window=SMALL_WINDOW) as client:
+            taken = 0
+            verdicts = client.score(endless(), corpus=None)
+            async for _ in verdicts:
+                taken += 1
+                assert read - taken <= SMALL_WINDOW.documents + SMALL_WINDOW.message_documents
+                if taken == 500:
+                    break
+            await verdicts.aclose()  # type: ignore[attr-defined]
+
+    async def test_the_end_of_the_call_ends_the_source(self, local: LocalServer) -> None:
+        ends: list[str] = []
+
+        async def source() -> AsyncIterator[str]:
+            try:
+                yield ENGLISH
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                ends.append("source")
+
+        tasks = asyncio.all_tasks()
+        async with AsyncClient(local.address) as client:
+            verdicts = client.score(source(), corpus=None)
+            await anext(verdicts)
+            await verdicts.aclose()  # type: ignore[attr-defined]
+            assert ends == ["source"]
+            assert asyncio.all_tasks() <= tasks
+
+            async def take() -> None:
+                async for _ in client.score(source(), corpus=None):
+                    ends.append("verdict")
+
+            taking = asyncio.create_task(take())
+            while "verdict" not in ends:
+                await asyncio.sleep(0.01)
+            taking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+            assert ends == ["source", "verdict", "source"]
+
+    async def test_an_error_of_the_input_reaches_the_caller(self, server: ServerProcess) -> None:
+        async def broken() -> AsyncIterator[str]:
+            yield ENGLISH
+            await asyncio.sleep(0)
+            raise OSError("the disk has gone")
+
+        async with AsyncClient(server.address) as client:
+            with pytest.raises(OSError, match="the disk has gone"):
+                [verdict async for verdict in client.score(broken(), corpus=None)]
+            with pytest.raises(RequestError, match="no `text`"):
+                [verdict async for verdict in client.score([{"id": "x"}], corpus=None)]
+
+    async def test_a_silent_source_is_no_silent_server(self, local: LocalServer) -> None:
+        """Neither is the time of an answer counted while nothing is owed, nor a lost server missed."""
+        asked: asyncio.Queue[str | None] = asyncio.Queue()
+
+        async def questions() -> AsyncIterator[str]:
+            while (question := await asked.get()) is not None:
+                yield question
+
+        with Proxy(local.address) as proxy:
+            timeouts = replace(BRIEF, connect_s=30, answer_s=0.5)
+            async with AsyncClient(proxy.address, timeouts=timeouts) as client:
+                await client.info()
+                verdicts = client.score(questions(), corpus=None)
+                for _ in range(2):
+                    asked.put_nowait(ENGLISH)
+                    await anext(verdicts)
+                    proxy.cut()
+                    following = asyncio.ensure_future(anext(verdicts))
+                    await asyncio.sleep(1.0)
+                    assert not following.done()
+                    asked.put_nowait(ENGLISH)
+                    await following
+                asked.put_nowait(ENGLISH)
+                await anext(verdicts)
+                local.executor.close_gate()
+                asked.put_nowait(ENGLISH)
+                with pytest.raises(DeadlineExceeded):
+                    await anext(verdicts)
+                local.executor.open_gate()
+
+    async def test_a_client_that_is_closed_ends_its_calls(self, local: LocalServer) -> None:
+        local.executor.close_gate()
+        client = AsyncClient(local.address)
+        call = asyncio.ensure_future(anext(client.score([ENGLISH], corpus=None)))
+        while local.pending_bytes == 0:
+            await asyncio.sleep(0.01)
+        await client.close()
+        with pytest.raises(Unavailable, match="closed"):
+            await call
 
     async def test_typed_errors(self, server: ServerProcess) -> None:
         async with AsyncClient(server.address) as client:
