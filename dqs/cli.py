@@ -21,9 +21,9 @@ def main() -> None:
         sys.exit("dqs: the commands need more than the client does; run: pip install 'dqs[server]'")
     # What Ctrl-C cleans up, a stop by the system must clean up as well. A service that loads its modules has nothing
     # to clean up, and an exception could be lost in one of them; `dqs.server.server.serve` takes both signals over.
-    stop = _stopped if sys.argv[1:2] == ["serve"] else signal.default_int_handler
+    is_service = sys.argv[1:2] == ["serve"]
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, _stopped if is_service else signal.default_int_handler)
     try:
         from dqs.commands.root import app
 

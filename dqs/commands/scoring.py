@@ -21,7 +21,7 @@ from dqs.app import build_pipeline
 from dqs.client import Client, Tls
 from dqs.commands.display import Display
 from dqs.commands.engines import Engine, LocalEngine, RemoteEngine, was_indexed
-from dqs.errors import ConfigError, DqsError
+from dqs.errors import ConfigError, DqsError, Unauthenticated
 from dqs.rows.manifest import Manifest, identify
 from dqs.rows.outputs import FileOutputs, Folder, Outputs, PartOutputs, Targets, plan_targets, read_parts
 from dqs.rows.readers import Cut, Fields, Rows, Source, check_language, check_sources, open_sources, read_rows
@@ -127,7 +127,14 @@ def _open_engine(
     if request.server is not None:
         stack.enter_context(_client_speaks())
         client = stack.enter_context(_connect(request.server, settings))
-        return RemoteEngine(client, request.policy, corpus, private, language)
+        try:
+            return RemoteEngine(client, request.policy, corpus, private, language)
+        except Unauthenticated:
+            if settings.server_token_file is not None:
+                raise
+            raise Unauthenticated(
+                "The service asks for a token: give the file that holds it with --token-file."
+            ) from None
     pipeline = stack.enter_context(build_pipeline(settings, dedup=request.dedup))
     return LocalEngine(pipeline, request.policy, corpus, private, language)
 
@@ -154,17 +161,25 @@ def _connect(server: str, settings: Settings) -> Client:
     tls = None
     if settings.server_ca is not None or settings.server_cert is not None or settings.server_key is not None:
         tls = Tls(ca=settings.server_ca, cert=settings.server_cert, key=settings.server_key)
-    path = settings.server_token_file
-    if path is None:
+    if settings.server_token_file is None:
         return Client(server, tls=tls)
+    # Imported here, so that scoring without a service loads nothing of a server.
+    from dqs.server.security import access_of_others
+
+    path = settings.server_token_file.expanduser()
 
     def token() -> str:
         try:
             return path.read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"The token file {path} cannot be read.") from None
+        except OSError as error:
+            raise ConfigError(f"The token file {path} cannot be read ({error.strerror}).") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"The token file {path} holds characters that no token has.") from None
 
     token()  # the first call is tried for some seconds; a missing file is said at once
+    warning = access_of_others(path, "a token")
+    if warning is not None:
+        print(f"dqs: {warning}", file=sys.stderr)
     return Client(server, tls=tls, token=token)
 
 

@@ -82,8 +82,8 @@ def is_loopback(host: str) -> bool:
     return bool(found) and all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
 
-def warn_of_access(path: Path, what: str) -> None:
-    """Logs one line if others on this machine may read or write a file that only its owner should.
+def access_of_others(path: Path, what: str) -> str | None:
+    """What to say if others on this machine may read or write a file that only its owner should, else None.
 
     Args:
         path: the file.
@@ -91,8 +91,13 @@ def warn_of_access(path: Path, what: str) -> None:
     """
     mode = path.stat().st_mode
     may = [verb for verb, bits in (("read", stat.S_IROTH), ("write", stat.S_IWOTH | stat.S_IWGRP)) if mode & bits]
-    if may:
-        _log.warning("others may %s %s, which holds %s: run chmod 600 %s", " and ".join(may), path, what, path)
+    return f"others may {' and '.join(may)} {path}, which holds {what}: run chmod 600 {path}" if may else None
+
+
+def _warn_of_access(path: Path, what: str) -> None:
+    warning = access_of_others(path, what)
+    if warning is not None:
+        _log.warning("%s", warning)
 
 
 class Tokens:
@@ -102,14 +107,20 @@ class Tokens:
         path: their file.
 
     Raises:
-        ConfigError: see `load_tokens`.
+        ConfigError: see `load_tokens`; or there is no token.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.table: TokenTable = load_tokens(path)
         """Replaced as a whole when the file changes."""
-        warn_of_access(path, "hashes of tokens")
+        _warn_of_access(path, "hashes of tokens")
+        if not self.table.tokens:
+            raise ConfigError(
+                f"{path} holds no token, so nobody could call: make one with `dqs tokens new TENANT --file {path}`."
+            )
+        if not any(token.is_valid() for token in self.table.tokens):
+            _log.warning("every token in %s has expired: make new ones with dqs tokens new", path)
 
     def reload(self) -> None:
         """Reads the file again.
@@ -151,7 +162,7 @@ class Certificates:
         self._lock = threading.Lock()
         self._current = self._read()
         self._is_new = False
-        warn_of_access(self._key, "a private key")
+        _warn_of_access(self._key, "a private key")
 
     def credentials(self) -> grpc.ServerCredentials:
         """For one port of a gRPC server; later connections get what was read last."""
@@ -359,4 +370,4 @@ class Reloader:
             _log.info("the %s have been read again", watched.what)
 
 
-__all__ = ["RELOAD_S", "Certificates", "Reloader", "Tokens", "check_exposure", "is_loopback", "warn_of_access"]
+__all__ = ["RELOAD_S", "Certificates", "Reloader", "Tokens", "access_of_others", "check_exposure", "is_loopback"]

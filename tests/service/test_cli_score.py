@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.service.serving import Redis, ServerProcess
+from dqs.server.tenants import new_token
+from tests.service.serving import LocalServer, Redis, ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
@@ -560,8 +561,14 @@ def test_the_answers_are_the_same_however_many_batches_are_scored_at_once(cli: C
 
 def test_a_token_file_that_is_missing_and_options_that_do_not_fit_are_refused_at_once(cli: Cli) -> None:
     (cli.folder / "in.jsonl").write_text('{"text": "a"}\n')
+    (cli.folder / "in.jsonl.gz").write_bytes(b"\x1f\x8b")
     for options, words in (
-        (("--server", "localhost:1", "--token-file", "none"), "token file none cannot be read"),
+        (
+            ("--server", "localhost:1", "--token-file", "none"),
+            "token file none cannot be read (No such file or directory)",
+        ),
+        (("--server", "localhost:1", "--token-file", "."), "token file . cannot be read (Is a directory)"),
+        (("--server", "localhost:1", "--token-file", "in.jsonl.gz"), "holds characters that no token has"),
         (("--server", "localhost:1", "--tls-ca", "none"), "authorities in none cannot be read"),
         (("--server", "localhost:1", "--workers", "2"), "leave out --server"),
         (("--server", ","), "No server is named"),
@@ -572,8 +579,33 @@ def test_a_token_file_that_is_missing_and_options_that_do_not_fit_are_refused_at
         assert words in err
 
     (cli.folder / "token").write_text("secret-token\n")
+    (cli.folder / "token").chmod(0o600)
     status, _, err = cli.run("score", "in.jsonl", "-o", "o.jsonl", "--server", "192.0.2.1:1", "--token-file", "token")
     assert status == 2
     assert_one_sentence(err)
     assert "in clear" in err
     assert "secret-token" not in err
+
+
+def test_a_token_is_asked_for_by_option_and_kept_from_others(cli: Cli) -> None:
+    (cli.folder / "in.jsonl").write_text('{"text": "a"}\n')
+    token = cli.folder / "token"
+    token.write_text(new_token(cli.folder / "tokens.toml", "alpha") + "\n")
+    with LocalServer(tokens=cli.folder / "tokens.toml") as server:
+        command = ("score", "in.jsonl", "-o", "out.jsonl", "--server", server.address, "--no-dedup")
+        status, _, err = cli.run(*command)
+        assert status == 2
+        assert_one_sentence(err)
+        assert "--token-file" in err
+        for mode, warnings in ((0o600, []), (0o644, ["dqs: others may read token, which holds a token: run chmod"])):
+            token.chmod(mode)
+            status, _, err = cli.run(*command, "--token-file", "token")
+            assert status == 0, err
+            said = [line for line in err.splitlines() if line.startswith("dqs: ")]
+            assert [line.partition(" 600")[0] for line in said] == warnings
+        token.chmod(0o600)
+        token.write_text("dqs_wrong")
+        status, _, err = cli.run(*command, "--token-file", "token")
+        assert status == 2
+        assert_one_sentence(err)
+        assert "The token is wrong" in err

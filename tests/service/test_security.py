@@ -339,6 +339,22 @@ class TestTokens:
             pass
         assert f"others may read and write {tokens}" in caplog.text
 
+    def test_a_file_without_a_token_is_refused_and_one_without_a_valid_token_warned_of(
+        self, tokens: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for content in ("", "[tenants.alpha]\nmax_streams = 2\n"):
+            tokens.write_text(content)
+            assert f"`dqs tokens new TENANT --file {tokens}`" in start_failure(tokens=tokens)
+        new_token(tokens, "alpha", datetime.now(UTC) - timedelta(seconds=1))
+        with LocalServer(tokens=tokens):
+            pass
+        assert f"every token in {tokens} has expired" in caplog.text
+        new_token(tokens, "beta")
+        caplog.clear()
+        with LocalServer(tokens=tokens):
+            pass
+        assert "has expired" not in caplog.text
+
     def test_the_file_is_written_and_read_as_it_was_meant(self, tokens: Path) -> None:
         first = new_token(tokens, "alpha", datetime(2999, 1, 1, tzinfo=UTC))
         new_token(tokens, "beta.2_x-y")
