@@ -15,16 +15,13 @@ import contextlib
 import functools
 import logging
 import math
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +29,7 @@ from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, DqsError, Unavailable
 from dqs.executors.columns import Languages, blank, decode_scores, encode_batch, join, pack_languages
+from dqs.executors.folder import RayFolder
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
 from dqs.executors.replica import Introduction, Recipe, ScorerReplica
 from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
@@ -181,7 +179,7 @@ class RayExecutor:
         self._subscribers: list[Callable[[], None]] = []
         self._announced: tuple[int, str | None] = (0, None)
         self.max_slots = sum(pool.limits.most for pool in self._pools) * settings.worker_batches
-        self._temp_dir: str | None = None
+        self._folder: RayFolder | None = None
         self._connected = False
         self._threads: list[threading.Thread] = []
         try:
@@ -264,8 +262,9 @@ class RayExecutor:
         if closing.is_alive():
             # Ray waits for a head that is gone. It would do so once more when the interpreter ends.
             _abandon(self._ray)
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.remove()
+            self._folder = None
 
     # Scoring, in the calling thread.
 
@@ -622,9 +621,7 @@ class RayExecutor:
             if settings.ray_node_ip is not None:
                 arguments["_node_ip_address"] = settings.ray_node_ip
         else:
-            # A short path: sockets lie under it.
-            self._temp_dir = tempfile.mkdtemp(prefix="dqs-ray-")
-            ray_dir = str(Path(self._temp_dir) / "r")
+            self._folder = RayFolder()
             workers = sum(pool.limits.most for pool in self._pools)
             arguments |= {
                 "address": "local",
@@ -633,7 +630,7 @@ class RayExecutor:
                 "num_cpus": math.ceil(workers * settings.worker_cpus),
                 "object_store_memory": _OBJECT_STORE_BYTES,
                 # Ray opens its folder to everybody, so it lies in one that is closed to them.
-                "_temp_dir": ray_dir,
+                "_temp_dir": str(self._folder.path / "r"),
                 "_system_config": {"max_direct_call_object_size": _INLINE_BYTES},
             }
         from ray._private import worker
