@@ -14,7 +14,7 @@ it is opened again, at the same server first, and what was not answered is sent
 again. A server that is reached again keeps what it had read and scores nothing
 twice; any other may, which is safe, because the service knows a document by its
 corpus, id and text. The first failure in a row is logged as a warning under
-`dqs.client`.
+`dqs.client`, once in 10 s for all calls of a client.
 
 A document that cannot be scored is a verdict with `error`; what concerns the
 call raises one of these, all of them `DqsError`, with the call's `request_id`
@@ -30,7 +30,8 @@ by which the server's log can be searched:
     UNAUTHENTICATED      any                 Unauthenticated    no
     PERMISSION_DENIED    any                 PermissionDenied   no
     UNAVAILABLE          INDEX_UNAVAILABLE   IndexUnavailable   yes
-    UNAVAILABLE          UNAVAILABLE, none   Unavailable        yes
+    UNAVAILABLE          UNAVAILABLE, none   Unavailable        yes (not where TLS can never succeed)
+    CANCELLED            none                Unavailable        yes
     DEADLINE_EXCEEDED    any                 DeadlineExceeded   no
     UNIMPLEMENTED        none                RequestError       no
     any other            any                 InternalError      no

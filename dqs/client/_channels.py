@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from dqs.client._failures import REQUEST_ID_KEY, Patience, StreamEnded, failure_of
+from dqs.client._failures import REQUEST_ID_KEY, Notices, Patience, StreamEnded, closed, failure_of
 from dqs.client._options import Tls
 from dqs.errors import ConfigError
 
@@ -145,6 +145,9 @@ class Servers:
             for one in targets
         ]
         self.rota = Rota(len(self.all))
+        self.notices = Notices()
+        self.is_closed = False
+        """Whether the caller has closed the client, which ends its calls."""
 
     def metadata(self, request_id: str) -> tuple[tuple[str, str], ...]:
         """What goes along with a call; asks for the token.
@@ -228,10 +231,12 @@ class Route:
         """Names the call in the servers' logs, at every try."""
         self._servers = servers
         self._rota = servers.rota
-        self._patience = Patience(retry_s, self.request_id, [server.target for server in servers.all])
+        self._patience = Patience(retry_s, self.request_id, [server.target for server in servers.all], servers.notices)
         self._at = self._rota.next()
         self._opened_s = time.monotonic()
         self._has_answered = False
+        self._hopeless: set[int] = set()
+        """Who will not answer, however long it is asked."""
 
     @property
     def server(self) -> Server:
@@ -245,6 +250,7 @@ class Route:
     def answered(self) -> None:
         """Counts an answer."""
         self._has_answered = True
+        self._hopeless.clear()
         self._patience.reset()
         self._rota.answered(self._at)
 
@@ -255,8 +261,10 @@ class Route:
             error: how the last try ended.
 
         Raises:
-            DqsError: there is no use in another, or patience has ended.
+            DqsError: there is no use in another, patience has ended, or the client was closed.
         """
+        if self._servers.is_closed:
+            raise closed()
         now_s = time.monotonic()
         has_answered, self._has_answered = self._has_answered, False
         age_s, self._opened_s = now_s - self._opened_s, now_s
@@ -266,6 +274,10 @@ class Route:
         failure = failure_of(error, self.server.target, self.request_id)
         if not failure.may_retry:
             raise failure.error
+        if failure.is_hopeless:
+            self._hopeless.add(self._at)
+            if len(self._hopeless) == len(self._servers.all):
+                raise failure.error
         before = self._at
         # A server that was at work a moment ago may have kept the answers: it is asked
         # once more before the others, unless it says itself that it has no time.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +62,7 @@ _ERRORS_BY_STATUS: Mapping[grpc.StatusCode, type[DqsError]] = MappingProxyType(
         grpc.StatusCode.FAILED_PRECONDITION: ConfigError,
         grpc.StatusCode.RESOURCE_EXHAUSTED: RequestError,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.CANCELLED: Unavailable,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
         grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
@@ -68,6 +71,8 @@ _ERRORS_BY_STATUS: Mapping[grpc.StatusCode, type[DqsError]] = MappingProxyType(
 )
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
+_NOTICE_INTERVAL_S = 10.0
+"""The same is logged again after this time at the earliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +83,30 @@ class Failure:
         error: what to raise.
         may_retry: whether the same call may succeed later, and repeating it is safe.
         retry_after_s: how long the server asks to wait.
+        is_hopeless: whether this server will fail in the same way until somebody changes something.
     """
 
     error: DqsError
     may_retry: bool
     retry_after_s: float
+    is_hopeless: bool
+
+
+class Notices:
+    """Keeps the calls of a client, which may be many, from saying all the same at once. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._said_s: dict[str, float] = {}
+
+    def is_due(self, what: str) -> bool:
+        """Whether something has not been said of late; counts it as said."""
+        now_s = time.monotonic()
+        with self._lock:
+            if now_s - self._said_s.get(what, -math.inf) < _NOTICE_INTERVAL_S:
+                return False
+            self._said_s[what] = now_s
+            return True
 
 
 class Patience:
@@ -92,12 +116,14 @@ class Patience:
         retry_s: how long that is.
         request_id: of the call.
         targets: who is tried.
+        notices: of the client.
     """
 
-    def __init__(self, retry_s: float, request_id: str, targets: Sequence[str]) -> None:
+    def __init__(self, retry_s: float, request_id: str, targets: Sequence[str], notices: Notices) -> None:
         self._retry_s = retry_s
         self._request_id = request_id
         self._targets = targets
+        self._notices = notices
         self._backoff_s = _FIRST_BACKOFF_S
         self._since_s: float | None = None
         """When the first failure after the last answer was."""
@@ -109,6 +135,8 @@ class Patience:
 
     def pause_s(self, failure: Failure, target: str, *, at_once: bool) -> float:
         """How long to wait before the next try; the first one after an answer is logged.
+
+        Not if another call of the client has just said the same.
 
         Args:
             failure: of the last try, one that may be repeated.
@@ -125,14 +153,18 @@ class Patience:
             self._since_s = now_s
             if self._retry_s <= 0:
                 raise failure.error
-            _log.warning(
-                "No answer from %s (request %s), trying %s for up to %g s: %s",
-                target,
-                self._request_id,
-                "again" if len(self._targets) == 1 else " and ".join(self._targets),
-                self._retry_s,
-                failure.error.message,
-            )
+            # The servers share what they have to do, so that one says it for all.
+            is_full = isinstance(failure.error, Overloaded)
+            if self._notices.is_due("full" if is_full else target):
+                _log.warning(
+                    "%s %s (request %s), trying %s for up to %g s: %s",
+                    "Too much to do at" if is_full else "No answer from",
+                    target,
+                    self._request_id,
+                    "again" if len(self._targets) == 1 else " and ".join(self._targets),
+                    self._retry_s,
+                    failure.error.message,
+                )
         if at_once:
             return 0.0
         pause_s = max(self._backoff_s, failure.retry_after_s) * random.uniform(1.0, 1.5)
@@ -165,26 +197,35 @@ def failure_of(error: grpc.RpcError, target: str, request_id: str = "") -> Failu
                 delay = parsed(failure_pb2.RetryAfter, detail.value).retry_delay
                 retry_after_s = delay.seconds + delay.nanos / 1e9
     kind_of_error = _ERRORS_BY_REASON.get(reason) or _ERRORS_BY_STATUS.get(code, InternalError)
+    # What gRPC itself or somebody in between has cancelled, since the client does not look at what it cancels.
+    is_lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and not reason
+    is_hopeless = False
     if not reason:  # from gRPC itself, which names no server
-        message = f"The call to {target} failed ({code.name}): {message}{_hint(message)}"
+        hint, is_hopeless = _hint(message) if is_lost else ("", False)
+        message = f"The call to {target} failed ({code.name}): {message}{hint}"
     meant = kind_of_error(message)
     meant.request_id = request_id
     return Failure(
         meant,
-        may_retry=code == grpc.StatusCode.UNAVAILABLE or retry_after_s is not None,
+        may_retry=is_lost or code == grpc.StatusCode.UNAVAILABLE or retry_after_s is not None,
         retry_after_s=retry_after_s or 0.0,
+        is_hopeless=is_hopeless,
     )
 
 
-def _hint(message: str) -> str:
-    """What to do about a failed connection, where gRPC's words say only what happened."""
+def _hint(message: str) -> tuple[str, bool]:
+    """What to do about a failed connection, where gRPC's words say only what happened; and whether it is hopeless."""
     if "CERTIFICATE_VERIFY_FAILED" in message or "Hostname Verification" in message or "peer certificate" in message:
-        return "; the server's certificate is for another name, or not signed by the authorities that were given"
+        return (
+            "; the server's certificate is for another name, or not signed by the authorities that were given: "
+            "name the server as its certificate does, and give the authorities that signed it",
+            True,
+        )
     if "WRONG_VERSION_NUMBER" in message:
-        return "; the server does not speak TLS"
+        return "; the server does not speak TLS: leave TLS out, or ask at a port that speaks it", True
     if "Socket closed" in message:
-        return "; if the server speaks TLS, give the authorities that signed its certificate"
-    return ""
+        return "; if the server speaks TLS, give the authorities that signed its certificate", False
+    return "", False
 
 
 class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
@@ -198,6 +239,11 @@ class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
 
     def trailing_metadata(self) -> tuple[()]:
         return ()
+
+
+def closed() -> Unavailable:
+    """The error of a call whose client is closed."""
+    return Unavailable("The client was closed while answers were owed.")
 
 
 def no_answer(timeout_s: float) -> DeadlineExceeded:

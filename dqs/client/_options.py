@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +48,8 @@ class Window:
         message_bytes: bytes of text at which a message is full.
         message_wait_s: how long a message that is not full waits for the next document.
         streams: most calls of `score` and `score_batches` of one client that have a stream open at a
-            time; the others wait for their turn, without a limit and in the order in which they came.
+            time; the others wait for their turn, without a limit and in the order in which they came,
+            so that nobody may take verdicts from more of them by turns.
 
     Raises:
         ConfigError: one of them leaves no room for a document, or is no length of time.
@@ -87,14 +90,18 @@ class Tls:
         """Authorities, private key and certificate, in the order in which gRPC wants them.
 
         Raises:
-            ConfigError: a file cannot be read, or of certificate and key one is missing.
+            ConfigError: a file cannot be read, of certificate and key one is missing, or they do not fit.
         """
         if (self.cert is None) != (self.key is None):
             raise ConfigError("A client certificate needs its private key and the other way round: give both.")
-        return _pem("authorities", self.ca), _pem("private key", self.key), _pem("certificate", self.cert)
+        ca = _pem("authorities", self.ca, "are")
+        key, cert = _pem("private key", self.key), _pem("certificate", self.cert)
+        if key is not None and cert is not None:
+            _check_pair(cert, key)
+        return ca, key, cert
 
 
-def _pem(what: str, source: str | Path | bytes | None) -> bytes | None:
+def _pem(what: str, source: str | Path | bytes | None, verb: str = "is") -> bytes | None:
     if source is None or isinstance(source, bytes):
         content = source
     else:
@@ -104,13 +111,37 @@ def _pem(what: str, source: str | Path | bytes | None) -> bytes | None:
             raise ConfigError(f"The TLS {what} in {source} cannot be read ({error.strerror}).") from None
     # gRPC takes anything, and fails at the first call with words about something else.
     if content is not None and b"-----BEGIN " not in content:
-        raise ConfigError(f"The TLS {what} is not in PEM format: give the file that begins with -----BEGIN.")
+        raise ConfigError(f"The TLS {what} {verb} not in PEM format: give the file that begins with -----BEGIN.")
     return content
 
 
+def _check_pair(cert: bytes, key: bytes) -> None:
+    """Refuses a certificate that cannot be shown, which gRPC would not say before the server misses it."""
+    if not hasattr(os, "memfd_create"):
+        return
+
+    def passphrase() -> str:
+        raise ConfigError("The TLS private key has a passphrase: give one without.")
+
+    # Python takes both from files only, and a key belongs on no disk but the caller's.
+    with os.fdopen(os.memfd_create("dqs-tls"), "wb") as pair:
+        pair.write(key + b"\n" + cert)
+        pair.flush()
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+                f"/proc/self/fd/{pair.fileno()}", password=passphrase
+            )
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise ConfigError(
+                    "The TLS private key does not belong to the certificate: give the two that were made together."
+                ) from None
+            reason = error.reason.replace("_", " ").lower() if error.reason else "no PEM"
+            raise ConfigError(f"The TLS certificate and private key cannot be used ({reason}): give others.") from None
+
+
 def _check_time(name: str, value_s: float) -> None:
-    # Not so for NaN either.
-    if not (isinstance(value_s, int | float) and 0 <= value_s <= _MAX_TIME_S):
+    if not 0 <= value_s <= _MAX_TIME_S:  # NaN is neither
         raise ConfigError(f"`{name}` is {value_s!r}: give seconds, from 0 to {_MAX_TIME_S:g}.")
 
 

@@ -15,11 +15,11 @@ import grpc.aio
 from dqs.client._channels import Route, Servers, Token
 from dqs.client._documents import DocumentLike, Identifier
 from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
-from dqs.client._failures import StreamEnded, no_answer, parsed
+from dqs.client._failures import StreamEnded, closed, no_answer, parsed
 from dqs.client._options import Timeouts, Tls, Window, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
-from dqs.errors import DqsError, Unavailable
+from dqs.errors import DqsError
 from dqs.v1 import corpus_pb2, scoring_pb2, server_info_pb2
 
 _TURNS_TO_SEND = 4
@@ -67,6 +67,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections; calls that are under way end."""
+        self._servers.is_closed = True
         for server in self._servers.all:
             await server.channel.close()
 
@@ -269,6 +270,11 @@ class AsyncClient:
                 raw: bytes = await call(
                     request, timeout=max(0.0, deadline_s - time.monotonic()), metadata=route.metadata()
                 )
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._servers.is_closed and task is not None and not task.cancelling():
+                    raise closed() from None
+                raise
             except grpc.RpcError as error:
                 pause_s = route.pause_s(error)
                 await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
@@ -411,7 +417,7 @@ class _Stream:
         except (grpc.RpcError, DqsError) as error:
             self._ended = StreamEnded() if _hides_status(error) else error
         except asyncio.CancelledError:
-            self._ended = Unavailable("The client was closed while answers were owed.")
+            self._ended = closed()
             raise
         else:
             self._ended = StreamEnded()

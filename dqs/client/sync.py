@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -54,6 +55,7 @@ class Client:
         self._window = window or Window()
         self._servers = Servers(grpc, target, tls, token, allow_insecure_token)
         self._limits: server_info_pb2.Limits | None = None
+        self._turns = _Turns(self._window.streams)
 
     def __enter__(self) -> Self:
         return self
@@ -65,6 +67,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connections; calls that are under way end."""
+        self._servers.is_closed = True
         for server in self._servers.all:
             server.channel.close()
 
@@ -150,9 +153,14 @@ class Client:
         Raises:
             DqsError: as in the package's table.
         """
-        exchange = Exchange(
-            score_options(policy, corpus, degrade, timings), language, ordered, self._window, self._known_limits()
-        )
+        with self._turns:
+            yield from self._stream(documents, score_options(policy, corpus, degrade, timings), language, ordered)
+
+    def _stream(
+        self, documents: Iterable[DocumentLike], options: scoring_pb2.ScoreOptions, language: str, ordered: bool
+    ) -> Iterator[scoring_pb2.ScoredDocuments]:
+        """The answers of `score_batches`, once it is this call's turn."""
+        exchange = Exchange(options, language, ordered, self._window, self._known_limits())
         route = Route(self._servers, self._timeouts.retry_s)
         stream = _Stream(route, exchange.receipts)
         source = iter(documents)
@@ -256,6 +264,47 @@ class Client:
             else:
                 route.answered()
                 return raw
+
+
+class _Turns:
+    """Lets so many calls in at a time, the others in the order in which they came. Thread-safe.
+
+    Args:
+        places: how many.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._lock = threading.Lock()
+        self._places = places
+        self._waiting: deque[threading.Event] = deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._places:
+                self._places -= 1
+                return
+            turn = threading.Event()
+            self._waiting.append(turn)
+        try:
+            turn.wait()
+        except BaseException:  # such as KeyboardInterrupt
+            with self._lock:
+                is_waiting = turn in self._waiting
+                if is_waiting:
+                    self._waiting.remove(turn)
+            if not is_waiting:
+                self._leave()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._places += 1
 
 
 class _Stream:

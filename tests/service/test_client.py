@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,20 @@ class TestFaults:
             local.executor.open_gate()
             stop.join(30)
 
+    def test_a_client_that_is_closed_ends_its_calls(self, local: LocalServer) -> None:
+        local.executor.close_gate()
+        client = Client(local.address)
+        with ThreadPoolExecutor(2) as threads:
+            calls = [
+                threads.submit(lambda: list(client.score([ENGLISH], corpus=None))),
+                threads.submit(lambda: client.score_batch([ENGLISH], corpus=None)),
+            ]
+            wait_until(lambda: local.pending_bytes == 2 * len(ENGLISH))
+            client.close()
+            for call in calls:
+                with pytest.raises(Unavailable, match="closed"):
+                    call.result(60)
+
     def test_no_answer_in_time(self, local: LocalServer) -> None:
         local.executor.close_gate()
         with Client(local.address, timeouts=replace(BRIEF, answer_s=0.3)) as client:
@@ -475,12 +490,16 @@ class TestAsync:
     async def test_a_client_that_is_closed_ends_its_calls(self, local: LocalServer) -> None:
         local.executor.close_gate()
         client = AsyncClient(local.address)
-        call = asyncio.ensure_future(anext(client.score([ENGLISH], corpus=None)))
-        while local.pending_bytes == 0:
+        calls = [
+            asyncio.ensure_future(anext(client.score([ENGLISH], corpus=None))),
+            asyncio.ensure_future(client.score_batch([ENGLISH], corpus=None)),
+        ]
+        while local.pending_bytes < 2 * len(ENGLISH):
             await asyncio.sleep(0.01)
         await client.close()
-        with pytest.raises(Unavailable, match="closed"):
-            await call
+        for call in calls:
+            with pytest.raises(Unavailable, match="closed"):
+                await call
 
     async def test_typed_errors(self, server: ServerProcess) -> None:
         async with AsyncClient(server.address) as client:

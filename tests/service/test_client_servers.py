@@ -15,10 +15,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,10 +30,10 @@ from dqs.client import Timeouts, Tls, Window
 from dqs.client._channels import Rota, is_loopback, parse_targets
 from dqs.client._exchange import Exchange, Receipts
 from dqs.client._options import score_options
-from dqs.errors import ConfigError, DqsError, PolicyError, Unauthenticated, Unavailable
+from dqs.errors import ConfigError, DqsError, Overloaded, PolicyError, Unauthenticated, Unavailable
 from dqs.server.tenants import new_token
 from dqs.v1 import scoring_pb2, server_info_pb2
-from tests.service.certificates import Authority
+from tests.service.certificates import Authority, key_pem
 from tests.service.proxy import Proxy
 from tests.service.serving import CHINESE, ENGLISH, ROOT, LocalServer, Redis, ServerProcess, SlowServer, wait_until
 
@@ -496,6 +499,33 @@ class TestSecurity:
         with pytest.raises(Unavailable, match="if the server speaks TLS"):
             score(kind, server.address, documents(1), timeouts=BRIEF)
 
+    def test_what_cannot_get_better_is_not_waited_for(
+        self, kind: str, secured: tuple[LocalServer, bytes, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server, authority, token = secured
+        other = Authority("other").pem
+        files: dict[str, Any] = {"tls_cert": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
+        patient = Timeouts(connect_s=3600, retry_s=3600)
+        with LocalServer() as plain, LocalServer(host="127.0.0.2", **files) as misnamed:
+            for target, ca, words in (
+                (server.address, other, "give the authorities that signed it"),
+                (misnamed.address, authority, "name the server as its certificate does"),
+                (plain.address, authority, "does not speak TLS"),
+            ):
+                for call in (score, score_batch):
+                    with pytest.raises(Unavailable, match=words):
+                        call(kind, target, documents(1), tls=Tls(ca=ca), timeouts=patient)
+            assert caplog.records == []
+            with pytest.raises(Unavailable, match=r"TLS|certificate"):
+                score(kind, [misnamed.address, plain.address], documents(1), tls=Tls(ca=authority), timeouts=patient)
+            caplog.clear()
+            # One that works, or may soon, is reason enough to go on.
+            good = [misnamed.address, server.address]
+            assert ids(score(kind, good, documents(5), tls=Tls(ca=authority), token=token)) == ids_of(5)
+            with pytest.raises(Unavailable):
+                score(kind, [plain.address, closed_port()], documents(1), tls=Tls(ca=authority), timeouts=BRIEF)
+            assert any("No answer from" in record.getMessage() for record in caplog.records)
+
     def test_a_client_certificate(self, kind: str, tmp_path: Path) -> None:
         ours, clients = Authority("ours"), Authority("clients")
         certificate, key = ours.write(tmp_path)
@@ -510,6 +540,8 @@ class TestSecurity:
     def test_what_cannot_be_meant_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "words.pem").write_text("no certificate")
         secret = "a-secret-token"
+        shown, its_key = Authority("ours").issue()
+        other, its_passphrase = Authority("ours").issue()[1], key_pem(ec.generate_private_key(ec.SECP256R1()), b"x")
         for target, options, words in (
             ("192.0.2.1:1", {"token": secret}, "in clear"),
             ("localhost:1,example.org:1", {"token": lambda: secret}, "example.org:1 in clear"),
@@ -517,16 +549,179 @@ class TestSecurity:
             ("localhost:1", {"token": ""}, "empty"),
             ("localhost:1", {"tls": Tls(ca=tmp_path / "none.pem")}, "cannot be read"),
             ("localhost:1", {"tls": Tls(ca=tmp_path / "words.pem")}, "not in PEM format"),
+            ("localhost:1", {"tls": Tls(ca=b"words")}, "The TLS authorities are not in PEM format"),
             ("localhost:1", {"tls": Tls(cert=b"-----BEGIN CERTIFICATE-----")}, "give both"),
+            ("localhost:1", {"tls": Tls(cert=shown, key=other)}, "does not belong to the certificate"),
+            ("localhost:1", {"tls": Tls(cert=shown, key=its_passphrase)}, "has a passphrase"),
+            ("localhost:1", {"tls": Tls(cert=shown, key=b"-----BEGIN PRIVATE KEY-----")}, "cannot be used"),
             (" , ", {}, "No server is named"),
             ([], {}, "No server is named"),
         ):
             with pytest.raises(ConfigError, match=words) as caught:
                 Client(target, **options)
             assert secret not in str(caught.value)
+        Client("localhost:1", tls=Tls(cert=shown, key=its_key)).close()
         Client("192.0.2.1:1", token=secret, allow_insecure_token=True).close()
         Client("192.0.2.1:1", token=secret, tls=Tls()).close()
         assert secret not in repr(Client("localhost:1", token=secret))
+
+
+class Relay(grpc.GenericRpcHandler):  # type: ignore[misc]  # gRPC ships no types
+    """A server before another, which cancels some calls as what stands in between may do.
+
+    Args:
+        address: of the other.
+        cancels: how many calls it cancels, before the first answer or after it.
+    """
+
+    def __init__(self, address: str, cancels: int) -> None:
+        self._cancels = cancels
+        self._there = grpc.insecure_channel(address)
+        self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self])
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.stop(0)
+        self._there.close()
+
+    def service(self, details: Any) -> Any:
+        def relay(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            self._cancels -= 1
+            is_cancelled = self._cancels >= 0
+            if is_cancelled and self._cancels % 2:
+                context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+            for answer in self._there.stream_stream(details.method)(
+                requests, metadata=[("x-request-id", context.invocation_metadata()[0].value)]
+            ):
+                yield answer
+                if is_cancelled:
+                    context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+
+        return grpc.stream_stream_rpc_method_handler(relay)
+
+
+class TestCancelled:
+    def test_what_somebody_in_between_cancels_is_tried_again(self, kind: str, local: LocalServer) -> None:
+        with Relay(local.address, cancels=5) as relay:
+            assert ids(score(kind, relay.address, documents(100))) == ids_of(100)
+            assert relay._cancels < 0
+        with Relay(local.address, cancels=4) as relay:
+            assert [verdict.id for verdict in score_batch(kind, relay.address, documents(5))] == ids_of(5)
+            assert relay._cancels < 0
+
+
+class TestNotices:
+    def test_many_calls_say_one_thing_once(self, local: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
+        text = "word " * 18_000
+
+        async def call_all(target: str) -> list[BaseException | None]:
+            async with AsyncClient(target, timeouts=BRIEF) as client:
+                calls = (client.score_batch([text] * 8, corpus=None) for _ in range(10))
+                answers = await asyncio.gather(*calls, return_exceptions=True)
+            return [answer if isinstance(answer, BaseException) else None for answer in answers]
+
+        local.executor.close_gate()
+        with Client(local.address) as other:
+            first = threading.Thread(target=other.score_batch, args=([text] * 8,), kwargs={"corpus": None})
+            first.start()
+            wait_until(lambda: local.pending_bytes > 0)
+            assert {type(error) for error in asyncio.run(call_all(local.address))} == {Overloaded}
+            local.executor.open_gate()
+            first.join(60)
+        assert {type(error) for error in asyncio.run(call_all(closed_port()))} == {Unavailable}
+
+        full, lost = (record.getMessage() for record in caplog.records)
+        assert full.startswith(f"Too much to do at {local.address} (request ")
+        assert lost.startswith(f"No answer from {closed_port()} (request ")
+
+
+class TestTurns:
+    def test_calls_over_the_streams_of_a_client_wait_with_patience(self, kind: str) -> None:
+        """Longer than a server would be asked in vain, and in the order in which they came."""
+        begun: list[int] = []
+
+        def source(number: int) -> Iterator[Document]:
+            begun.append(number)
+            yield from documents(5)
+
+        async def call_all(client: AsyncClient) -> list[int]:
+            async def call(number: int) -> int:
+                return len([verdict async for verdict in client.score(source(number), corpus=None)])
+
+            calls = [asyncio.create_task(call(number)) for number in range(12)]
+            await asyncio.sleep(2.5)
+            server.executor.open_gate()
+            counts = await asyncio.gather(*calls)
+            await client.close()
+            return counts
+
+        window, timeouts = Window(streams=2), Timeouts(retry_s=1.0)
+        with LocalServer(max_streams=2) as server:
+            server.executor.close_gate()
+            if kind == "async":
+
+                async def main() -> list[int]:
+                    return await call_all(AsyncClient(server.address, window=window, timeouts=timeouts))
+
+                counts = asyncio.run(main())
+            else:
+                with (
+                    Client(server.address, window=window, timeouts=timeouts) as client,
+                    ThreadPoolExecutor(12) as threads,
+                ):
+
+                    def call(number: int) -> int:
+                        return len(list(client.score(source(number), corpus=None)))
+
+                    calls = []
+                    for number in range(12):
+                        calls.append(threads.submit(call, number))
+                        wait_until(lambda n=number: len(begun) + len(client._turns._waiting) == n + 1)  # type: ignore[misc]
+                    time.sleep(2.5)
+                    server.executor.open_gate()
+                    counts = [answer.result(60) for answer in calls]
+        assert counts == [5] * 12
+        # Two go at a time, so that a call may overtake the one that began with it.
+        assert all(abs(number - at) <= 1 for at, number in enumerate(begun))
+
+    def test_who_gives_up_waiting_takes_no_turn(self, local: LocalServer) -> None:
+        async def main() -> None:
+            async with AsyncClient(local.address, window=Window(streams=1)) as client:
+                first, second, third = (client.score(documents(5), corpus=None) for _ in range(3))
+                await anext(first)
+                waiting = asyncio.ensure_future(anext(second))
+                await asyncio.sleep(0.05)
+                waiting.cancel()
+                assert not [v for v in await asyncio.gather(waiting, return_exceptions=True) if isinstance(v, Verdict)]
+                await first.aclose()  # type: ignore[attr-defined]
+                assert len([verdict async for verdict in third]) == 5
+
+        asyncio.run(main())
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("kind_of_options", "wrong"),
+        [
+            (Window, {"documents": 0}),
+            (Window, {"text_bytes": -1}),
+            (Window, {"message_documents": 0}),
+            (Window, {"message_bytes": 0.5}),
+            (Window, {"message_wait_s": -0.1}),
+            (Window, {"streams": 0}),
+            (Timeouts, {"connect_s": -1.0}),
+            (Timeouts, {"answer_s": float("nan")}),
+            (Timeouts, {"retry_s": float("inf")}),
+        ],
+    )
+    def test_nonsense_is_refused(self, kind_of_options: Callable[..., object], wrong: dict[str, float]) -> None:
+        (name,) = wrong
+        with pytest.raises(ConfigError, match=f"`{name}` is .*: give "):
+            kind_of_options(**wrong)
 
 
 class TestRequestIds:
