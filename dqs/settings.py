@@ -211,7 +211,7 @@ def _check_file(config: Path) -> None:
         raise ConfigError(f"Cannot read the settings file {config}: {error}.") from error
     for name in names:
         if name not in Settings.model_fields:
-            raise ConfigError(f"{config} has {name}, which is no setting{_nearest(name, list(Settings.model_fields))}.")
+            raise ConfigError(f"{config} has {name}, which is no setting{_nearest(name, list(Settings.model_fields))}")
 
 
 def _check_environment() -> None:
@@ -222,12 +222,12 @@ def _check_environment() -> None:
         if not name.startswith(_PREFIX) or name in known or _NO_SETTING.fullmatch(name):
             continue
         if not (name.endswith("_PORT") and _LINK.match(value)):
-            raise ConfigError(f"The environment has {variable}, which is no setting{_nearest(name, known)}.")
+            raise ConfigError(f"The environment has {variable}, which is no setting{_nearest(name, known)}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
     found = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {found[0]}?" if found else "; `dqs settings` lists what there is"
+    return f"; did you mean {found[0]}?" if found else "; `dqs settings` lists what there is."
 
 
 def settings_origins(config: Path | None = None, **arguments: Any) -> dict[str, str]:
@@ -275,6 +275,8 @@ def check_folders(settings: Settings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
+        except FileExistsError as error:
+            raise ConfigError(f"{folder} is a file: give --data-dir a folder.") from error
         except OSError as error:
             raise ConfigError(f"Cannot write in {folder} ({error.strerror}): give another --data-dir.") from error
 

@@ -147,7 +147,8 @@ def read_policy(path: Path, signals: Collection[str] | None = None) -> Policy:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"policy file {path} cannot be read: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise PolicyError(f"policy file {path} cannot be read: {reason}") from None
     policy = parse_policy(text, str(path), signals)
     if policy.name != path.stem:
         raise PolicyError(f"{path}: name = {policy.name!r} must equal the file's name; rename one of them to the other")

@@ -319,8 +319,9 @@ def serve(settings: Settings, open_pipeline: Callable[[], AbstractContextManager
     ending = _Ending()
     try:
         with _EventLoop() as loop:
-            server = loop.run(_listen(settings))
+            listening = loop.submit(_listen(settings))
             try:
+                server = listening.result()
                 with open_pipeline() as pipeline:
                     # Last, because Ray sets handlers of its own.
                     ending.take_signals()
@@ -333,8 +334,13 @@ def serve(settings: Settings, open_pipeline: Callable[[], AbstractContextManager
                     draining = loop.submit(server.stop(drain_s))
                     ending.wait_for(draining, lambda: loop.submit(server.stop(0)))
             finally:
-                loop.run(server.stop(0))
-    except KeyboardInterrupt:
+                # Waits for a server that a signal has not let us wait for.
+                if listening.exception() is None:
+                    loop.run(listening.result().stop(0))
+    except BaseException:
+        # A library that is being loaded may make another exception of the one that came in the middle.
+        if not ending.is_broken_off:
+            raise
         _log.info("stopped before it served")
     finally:
         ending.close()
@@ -381,6 +387,13 @@ class _EventLoop:
         self._loop.close()
 
 
+class _BrokenOff(BaseException):
+    """A stop signal that came while the pipeline was being opened.
+
+    No KeyboardInterrupt: Python would end of SIGINT after one that came in the middle of an `exec`, caught or not.
+    """
+
+
 class _Ending:
     """Why and how the process ends: a signal or a loss, then a watchdog that nothing can hold up."""
 
@@ -388,13 +401,33 @@ class _Ending:
         self.status = 0
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._watchdog: threading.Timer | None = None
+        self.is_broken_off = False
+        """Whether a stop signal came while the pipeline was being opened."""
         # While a pipeline is being opened a stop signal breaks that off, and what is open is closed.
-        self._former = {number: signal.signal(number, signal.default_int_handler) for number in _STOP_SIGNALS}
+        self._former = {number: signal.signal(number, self._break_off) for number in _STOP_SIGNALS}
+        self._former_hook = sys.unraisablehook
+        sys.unraisablehook = self._swallowed
 
     def take_signals(self) -> None:
-        """From now on a stop signal no longer raises; `wait` tells of it."""
+        """From now on a stop signal no longer raises; `wait` tells of it.
+
+        Raises:
+            _BrokenOff: one came before, and what it was raised in has swallowed it.
+        """
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda number, _: self._events.put(signal.Signals(number).name))
+        if self.is_broken_off:
+            raise _BrokenOff
+
+    def _break_off(self, *_: object) -> None:
+        # Noted as well, because Python drops what is raised in a finaliser or a callback of C.
+        self.is_broken_off = True
+        raise _BrokenOff
+
+    def _swallowed(self, what: Any) -> None:
+        """Does not write a traceback of what Python drops."""
+        if not isinstance(what.exc_value, _BrokenOff):
+            self._former_hook(what)
 
     def lose(self, reason: str) -> None:
         """Tells `wait` that nothing will be scored any more. From any thread.
@@ -439,6 +472,7 @@ class _Ending:
 
     def close(self) -> None:
         """Gives the signals back and calls the watchdog off."""
+        sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
         if self._watchdog is not None:
