@@ -180,7 +180,16 @@ def _connect(server: str, settings: Settings) -> Client:
     warning = access_of_others(path, "a token")
     if warning is not None:
         print(f"dqs: {warning}", file=sys.stderr)
-    return Client(server, tls=tls, token=token)
+    if tls is None:
+        Client(server).close()  # raises what has nothing to do with the token
+    try:
+        return Client(server, tls=tls, token=token)
+    except ConfigError:
+        if tls is not None:
+            raise
+        raise ConfigError(
+            f"The token would travel to {server} in clear: give --tls-ca, the authorities of the service's certificate."
+        ) from None
 
 
 def _forget(engine: Engine, manifest: Manifest | None) -> None:

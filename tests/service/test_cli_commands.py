@@ -15,6 +15,7 @@ import pytest
 
 from dqs.index.embedded import EmbeddedRedis
 from dqs.index.redis_store import connect
+from dqs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
@@ -63,6 +64,60 @@ def test_a_wrong_option_has_exit_status_2(tmp_path: Path) -> None:
     status, out, err = dqs(tmp_path, "score", "--polcy", "x")
     assert (status, out) == (2, "")
     assert "Traceback" not in err
+
+
+def test_help_shows_the_defaults_of_the_settings(tmp_path: Path) -> None:
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    shown = {"serve": ("host", "port", "data_dir", "workers", "gpu_workers", "log_format"), "score": ("workers",)}
+    for command, names in shown.items():
+        status, out, _ = dqs(tmp_path, command, "--help", COLUMNS="250")
+        assert status == 0
+        for name in names:
+            option = f"--{name.replace('_', '-')} "
+            (line,) = [line for line in out.splitlines() if option in line and "<" in line]
+            assert f" [default: {defaults[name]}]" in line
+        assert "default: (" not in out
+    assert "[default: id, else FILE:ROW]" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["serve", "--port", "70000"], "Setting port"),
+        (["serve", "--port", "0", "--tokens", "empty.toml"], "dqs tokens new TENANT --file empty.toml"),
+        (["serve", "--port", "0", "--max-workers", "2"], "add --workers or --gpu-workers"),
+        (["warm", "--config", "nosuch.toml"], "The settings file nosuch.toml does not exist."),
+        (["settings", "--config", "."], "Cannot read the settings file . (Is a directory)."),
+        (["policy", "check", "nosuch.toml"], "nosuch.toml cannot be read: No such file or directory"),
+        (["policy", "show", "nosuch"], "there is no policy 'nosuch'"),
+        (["models", "list", "--models", "nosuch"], "models folder nosuch does not exist"),
+        (["models", "eval", "nosuch", "--data", "empty.toml"], "There is no model 'nosuch'"),
+        (["tokens", "new", "alpha"], "Give --file, or set `tokens`"),
+        (["tokens", "list", "--file", "nosuch.toml"], "nosuch.toml (No such file or directory)"),
+        (["top", "foo://x"], "is no address of metrics"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    (tmp_path / "empty.toml").touch(0o600)
+    status, out, err = dqs(tmp_path, *arguments)
+    assert (status, out) == (2, "")
+    assert_one_sentence(err)
+    assert expected in err
+    assert "Errno" not in err
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["warm"], ["score", "in.jsonl", "-o", "out.jsonl"]])
+def test_a_data_folder_that_cannot_be_written_is_said_before_anything_is_compiled(
+    tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    for folder in ("in.jsonl", "/proc/dqs"):
+        # Where no kernels are yet, the first line would be that they are compiled.
+        status, _, err = dqs(tmp_path, *command, "--data-dir", folder, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
+        assert status == 2
+        assert_one_sentence(err)
+        assert folder in err
+        assert "--data-dir" in err
 
 
 def test_policies_are_listed_shown_and_checked(tmp_path: Path) -> None:

@@ -583,7 +583,7 @@ def test_a_token_file_that_is_missing_and_options_that_do_not_fit_are_refused_at
     status, _, err = cli.run("score", "in.jsonl", "-o", "o.jsonl", "--server", "192.0.2.1:1", "--token-file", "token")
     assert status == 2
     assert_one_sentence(err)
-    assert "in clear" in err
+    assert "in clear: give --tls-ca" in err
     assert "secret-token" not in err
 
 

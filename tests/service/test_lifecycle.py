@@ -178,6 +178,34 @@ class TestReadiness:
         assert "Traceback" not in said
         assert "Exception ignored" not in said
 
+    @pytest.mark.parametrize("where", ["in_a_finaliser", "in_exec", "in_a_library"])
+    def test_a_stop_signal_is_not_lost_wherever_it_comes(self, tmp_path: Path, where: str) -> None:
+        code = (
+            "import contextlib, signal, sys\n"
+            "from dqs.server.server import serve\n"
+            "from dqs.settings import load_settings\n"
+            "def stop(): signal.raise_signal(signal.SIGTERM)\n"
+            "class Finalised:\n"
+            "    def __del__(self): stop()\n"
+            "def in_a_finaliser(): Finalised()\n"
+            "def in_exec(): exec('stop()')\n"
+            "def in_a_library():\n"
+            "    try: stop()\n"
+            "    except BaseException: raise ImportError('initialisation failed')\n"
+            "@contextlib.contextmanager\n"
+            "def open_pipeline():\n"
+            "    globals()[sys.argv[1]]()\n"
+            "    yield None\n"
+            "serve(load_settings(port=0), open_pipeline)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, where], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        assert "stopped before it served" in done.stderr
+        assert "Traceback" not in done.stderr
+
 
 class TestTheEnd:
     def test_under_load_every_document_is_answered_or_refused(self, tmp_path: Path) -> None:
