@@ -173,7 +173,7 @@ class AsyncClient:
                     try:
                         responses = stream.received() if stream is not None else []
                     except grpc.RpcError as error:
-                        broken, stream, source.stream = stream, None, None
+                        broken, stream, source.stream, owed_since_s = stream, None, None, None
                         assert broken is not None
                         await broken.close()
                         if exchange.is_owed:
