@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests at a time: one more than cores, for many of them wait.
+JOBS ?= 3
 # Training and test data, for what needs more than the repository holds.
 DATA ?= $(if $(DQS_SHARED),$(DQS_SHARED),../shared)/data
 
@@ -27,7 +29,7 @@ serve: $(READY)  ## start a service on this machine
 	$(BIN)/dqs serve
 
 test: $(READY)  ## every test but the long ones
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadgroup
 
 test-all: $(READY)  ## the long tests too
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadgroup

@@ -52,6 +52,16 @@ class CharClass(enum.IntFlag):
     WORD = 128
 
 
+# Plain numbers, because the tables are built at every start and operations on flags take a microsecond each.
+_SPACE, _WORD = int(CharClass.SPACE), int(CharClass.WORD)
+_FLAGS_OF_CATEGORY = {
+    "L": int(CharClass.LETTER),
+    "N": int(CharClass.DIGIT),
+    "P": int(CharClass.PUNCTUATION),
+    "S": int(CharClass.SYMBOL),
+}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class UnicodeTables:
     """Lookup tables, all indexed by code point but `expansion`.
@@ -125,21 +135,12 @@ def _add_to_assigned(classes: NDArray[np.uint8], low: int, high: int, flags: Cha
 
 
 def _class_of(character: str, category: str) -> int:
-    flags = 0
-    match category[0]:
-        case "L":
-            flags |= CharClass.LETTER
-        case "N":
-            flags |= CharClass.DIGIT
-        case "P":
-            flags |= CharClass.PUNCTUATION
-        case "S":
-            flags |= CharClass.SYMBOL
+    flags = _FLAGS_OF_CATEGORY.get(category[0], 0)
     if character.isspace():
-        flags |= CharClass.SPACE
+        flags |= _SPACE
     if character.isalnum() or character == "_":
-        flags |= CharClass.WORD
-    return int(flags)
+        flags |= _WORD
+    return flags
 
 
 def _second_of_compositions() -> frozenset[int]:
@@ -147,7 +148,9 @@ def _second_of_compositions() -> frozenset[int]:
     seconds = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))
     for block in _ASSIGNED:
         for code_point in block:
-            parts = unicodedata.decomposition(chr(code_point)).split()
-            if len(parts) == 2 and not parts[0].startswith("<"):
-                seconds.add(int(parts[1], 16))
+            decomposition = unicodedata.decomposition(chr(code_point))
+            if decomposition and decomposition[0] != "<":
+                parts = decomposition.split()
+                if len(parts) == 2:
+                    seconds.add(int(parts[1], 16))
     return frozenset(seconds)

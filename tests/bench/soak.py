@@ -92,9 +92,10 @@ class Ledger:
 class Load:
     """Clients of one server, each a thread that goes on until told to stop."""
 
-    def __init__(self, address: str, seed: int) -> None:
+    def __init__(self, address: str, seed: int, rest: float) -> None:
         self.ledger = Ledger()
         self._address = address
+        self._rest = rest
         self._stop = threading.Event()
         self._names = itertools.count()
         kinds: list[Callable[[random.Random], None]] = [
@@ -121,6 +122,7 @@ class Load:
     def _go_on(self, kind: Callable[[random.Random], None], chance: random.Random) -> None:
         name = kind.__name__.strip("_")
         while not self._stop.is_set():
+            began_s = time.monotonic()
             try:
                 kind(chance)
             except (Overloaded, Unavailable) as error:
@@ -131,6 +133,7 @@ class Load:
                 self._stop.wait(1)
             else:
                 self.ledger.end(f"{name}: OK")
+            self._stop.wait(self._rest * (time.monotonic() - began_s))
 
     def _documents(self, chance: random.Random, count: int) -> list[Document]:
         call = next(self._names)
@@ -217,7 +220,13 @@ def slope_per_hour(points: list[tuple[float, float]]) -> float:
 
 
 def soak(
-    seconds: float, *, workers: int = 0, kill_s: float = 0, seed: int = 1, say: Callable[[str], None] = lambda _: None
+    seconds: float,
+    *,
+    workers: int = 0,
+    kill_s: float = 0,
+    seed: int = 1,
+    rest: float = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Runs the load; what was answered, what was wrong, and how the server's memory went.
 
@@ -226,12 +235,13 @@ def soak(
         workers: Ray actors of the service; 0 scores in its process.
         kill_s: a worker is killed that often; 0 for never.
         seed: of texts and choices.
+        rest: every client pauses that many times as long as it was at work.
         say: takes a line of progress.
     """
     settings: dict[str, Any] = {"port": 0, "stream_max_age_s": 20, "workers": workers}
     with tempfile.TemporaryDirectory() as folder, ServerProcess(data_dir=Path(folder), **settings) as process:
         server = psutil.Process(process.pid)
-        load = Load(process.address, seed)
+        load = Load(process.address, seed, rest)
         load.start()
         begin_s = time.monotonic()
         readings: list[Reading] = []
