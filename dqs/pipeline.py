@@ -115,11 +115,13 @@ class ExecutorStatus:
         slots: how many batches it takes at once now; 0 while it cannot score.
         replicas: every scorer process, those that are starting included.
         lost: why it will never score again, or None.
+        slots_per_scorer: slots that are one scorer's: it works at one batch, and holds the others until then.
     """
 
     slots: int
     replicas: tuple[Replica, ...]
     lost: str | None = None
+    slots_per_scorer: int = 1
 
 
 class Executor(Protocol):

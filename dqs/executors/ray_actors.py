@@ -238,7 +238,7 @@ class RayExecutor:
                 )
                 for member in self._roster.members
             )  # fmt: skip
-            return ExecutorStatus(self._slots(), replicas, self._lost)
+            return ExecutorStatus(self._slots(), replicas, self._lost, self._settings.worker_batches)
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Has `changed` called whenever `slots` or `lost` have changed."""

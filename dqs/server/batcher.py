@@ -154,6 +154,8 @@ class Batcher:
         self._queued_bytes = 0
         self._noted_bytes = 0
         self._slots = 0
+        self._scorers = 0
+        """Slots that are worked at; batches in the others wait for these."""
         self._slotless_since_s = -math.inf
         self._lost: str | None = None
         self._read_status()
@@ -253,19 +255,22 @@ class Batcher:
 
     def _full(self, tenant: str, now_s: float) -> tuple[int, int]:
         """Bytes and documents of a full batch of a tenant."""
-        others = [
+        if not self._others(tenant, now_s):
+            return self._batch_bytes, self._batch_documents
+        full_bytes = max(1, self._batch_bytes // CONTENDED_PARTS)
+        full_documents = max(1, self._batch_documents // CONTENDED_PARTS)
+        if self._byte_s and self._is_beside_little(tenant, now_s):
+            quick_bytes = max(_MIN_BATCH_BYTES, int(CONTENDED_BATCH_S / self._byte_s))
+            return min(full_bytes, quick_bytes), full_documents
+        return full_bytes, full_documents
+
+    def _others(self, tenant: str, now_s: float) -> list[_Flow]:
+        """What the other tenants have in the queue, of those that send now or did so a moment ago."""
+        return [
             flow
             for name, flow in self._flows.items()
             if name != tenant and (flow.groups or now_s - flow.submitted_s < CONTENDED_S)
         ]
-        if not others:
-            return self._batch_bytes, self._batch_documents
-        full_bytes = max(1, self._batch_bytes // CONTENDED_PARTS)
-        full_documents = max(1, self._batch_documents // CONTENDED_PARTS)
-        if self._byte_s and any(flow.text_bytes < full_bytes for flow in others):
-            quick_bytes = max(_MIN_BATCH_BYTES, int(CONTENDED_BATCH_S / self._byte_s))
-            return min(full_bytes, quick_bytes), full_documents
-        return full_bytes, full_documents
 
     def _split(self, part: _Slice, full: tuple[int, int]) -> None:
         """Cuts what does not fit off a part at the head of its group; it is the next part there."""
@@ -371,6 +376,7 @@ class Batcher:
         if self._slots and not status.slots:
             self._slotless_since_s = self._loop.time()
         self._slots = 0 if status.lost else status.slots
+        self._scorers = -(-self._slots // status.slots_per_scorer)
         self._lost = status.lost
 
     def _give_up_waiting(self, now_s: float) -> None:
@@ -404,6 +410,8 @@ class Batcher:
             due_s, group, full = self._next(now_s)
             if group is None:
                 break
+            if len(self._scoring) >= self._scorers and self._is_beside_little(group.options.tenant, now_s):
+                break  # what the others send is next at a scorer, and not next but one
             if due_s > now_s:
                 self._timer = self._loop.call_at(due_s, self._dispatch)
                 break
@@ -411,6 +419,10 @@ class Batcher:
             if batch:
                 self._start(group.options, batch, now_s)
         self._note_waiting()
+
+    def _is_beside_little(self, tenant: str, now_s: float) -> bool:
+        """Whether others send too, and some of them so little that a batch of theirs would hardly fill."""
+        return any(flow.text_bytes < self._batch_bytes // CONTENDED_PARTS for flow in self._others(tenant, now_s))
 
     def _next(self, now_s: float) -> tuple[float, _Group | None, tuple[int, int]]:
         """The group whose batch leaves next, when it is due, and the bytes and documents of a full batch of it.

@@ -91,7 +91,7 @@ def fold_text(text: str) -> str:
 
 @functools.cache
 def unicode_tables() -> UnicodeTables:
-    """The tables of this interpreter's Unicode version; built once a process (about 0.5 s)."""
+    """The tables of this interpreter's Unicode version; built once a process (about 0.3 s)."""
     classes = np.zeros(CODE_POINTS, dtype=np.uint8)
     fold = np.arange(CODE_POINTS, dtype=np.uint32)
     fold_length = np.ones(CODE_POINTS, dtype=np.uint8)
