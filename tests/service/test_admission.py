@@ -301,7 +301,7 @@ class TestCounts:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("streams", [1, 8])
+    @pytest.mark.parametrize("streams", [pytest.param(1, marks=pytest.mark.slow), 8])
     def test_a_fast_writer_before_slow_workers_fills_no_memory(self, tmp_path: Path, streams: int) -> None:
         window, offered = 16 * MIB, 2 << 30
         with SlowServer(tmp_path, bytes_per_s=2 * MIB, stream_window_bytes=window) as server:
