@@ -30,6 +30,19 @@ hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, der
 hypothesis_settings.load_profile("dqs")
 
 
+_LONG_GROUPS = ("ray", "soak", "fuzz")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the groups that take minutes begin first, so that none is left for the end, alone on one core."""
+
+    def rank(item: pytest.Item) -> int:
+        group = item.get_closest_marker("xdist_group")
+        return _LONG_GROUPS.index(group.args[0]) if group and group.args[0] in _LONG_GROUPS else len(_LONG_GROUPS)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of evaluation data; skips the test where it is not there."""
