@@ -13,7 +13,7 @@ import grpc
 
 from dqs.client._failures import REQUEST_ID_KEY, Notices, Patience, StreamEnded, closed, failure_of
 from dqs.client._options import Tls
-from dqs.errors import ConfigError
+from dqs.errors import ConfigError, Unavailable
 
 Token: TypeAlias = "str | Callable[[], str]"
 """A bearer token, or what is asked for one before each call."""
@@ -229,6 +229,8 @@ class Route:
     def __init__(self, servers: Servers, retry_s: float) -> None:
         self.request_id = secrets.token_hex(8)
         """Names the call in the servers' logs, at every try."""
+        if servers.is_closed:
+            raise Unavailable("The client is closed: make another one.")
         self._servers = servers
         self._rota = servers.rota
         self._patience = Patience(retry_s, self.request_id, [server.target for server in servers.all], servers.notices)

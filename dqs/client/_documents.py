@@ -16,6 +16,18 @@ A text without an id gets one that no other text has.
 """
 
 
+def check_several(documents: object) -> None:
+    """Refuses one document where several are asked for: its letters or keys would be scored, each by itself.
+
+    Raises:
+        RequestError: it is one.
+    """
+    if isinstance(documents, str | bytes | bytearray | Mapping | Document):
+        raise RequestError(
+            f"Several documents are asked for, and a {type(documents).__name__} is one: put it into a list."
+        )
+
+
 class Identifier:
     """Turns what callers give into documents of the wire; numbers those without an id.
 

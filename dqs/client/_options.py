@@ -34,7 +34,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for name in ("connect_s", "answer_s", "retry_s"):
-            _check_time(name, getattr(self, name))
+            check_time(name, getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Window:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"`{name}` is {value!r}: give a whole number, 1 or more.")
-        _check_time("message_wait_s", self.message_wait_s)
+        check_time("message_wait_s", self.message_wait_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,12 @@ def _check_pair(cert: bytes, key: bytes) -> None:
             raise ConfigError(f"The TLS certificate and private key cannot be used ({reason}): give others.") from None
 
 
-def _check_time(name: str, value_s: float) -> None:
+def check_time(name: str, value_s: float) -> None:
+    """Refuses what is no length of time, or longer than gRPC can wait.
+
+    Raises:
+        ConfigError: so it is.
+    """
     if not 0 <= value_s <= _MAX_TIME_S:  # NaN is neither
         raise ConfigError(f"`{name}` is {value_s!r}: give seconds, from 0 to {_MAX_TIME_S:g}.")
 

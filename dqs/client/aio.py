@@ -13,10 +13,10 @@ import grpc
 import grpc.aio
 
 from dqs.client._channels import Route, Servers, Token
-from dqs.client._documents import DocumentLike, Identifier
+from dqs.client._documents import DocumentLike, Identifier, check_several
 from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
 from dqs.client._failures import StreamEnded, closed, no_answer, parsed
-from dqs.client._options import Timeouts, Tls, Window, score_options
+from dqs.client._options import Timeouts, Tls, Window, check_time, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
 from dqs.errors import DqsError
@@ -151,6 +151,7 @@ class AsyncClient:
         Raises:
             DqsError: as in the package's table.
         """
+        check_several(documents)
         async with self._turns:
             limits = self._limits or (await self.info()).limits
             options = score_options(policy, corpus, degrade, timings)
@@ -238,6 +239,7 @@ class AsyncClient:
             DqsError: as in the package's table.
         """
         request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade))
+        check_several(documents)
         identify = Identifier(language)
         for document in documents:
             identify.append(request.documents, document)
@@ -262,6 +264,7 @@ class AsyncClient:
     async def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
         limit_s = timeout_s if timeout_s is not None else self._timeouts.answer_s
+        check_time("timeout_s", limit_s)
         route = Route(self._servers, min(retry_s, limit_s))
         deadline_s = time.monotonic() + limit_s
         while True:

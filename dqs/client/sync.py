@@ -14,10 +14,10 @@ from typing import Self
 import grpc
 
 from dqs.client._channels import Route, Servers, Token
-from dqs.client._documents import DocumentLike, Identifier
+from dqs.client._documents import DocumentLike, Identifier, check_several
 from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
 from dqs.client._failures import StreamEnded, no_answer, parsed
-from dqs.client._options import Timeouts, Tls, Window, score_options
+from dqs.client._options import Timeouts, Tls, Window, check_time, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
 from dqs.errors import DqsError
@@ -160,6 +160,7 @@ class Client:
         self, documents: Iterable[DocumentLike], options: scoring_pb2.ScoreOptions, language: str, ordered: bool
     ) -> Iterator[scoring_pb2.ScoredDocuments]:
         """The answers of `score_batches`, once it is this call's turn."""
+        check_several(documents)
         exchange = Exchange(options, language, ordered, self._window, self._known_limits())
         route = Route(self._servers, self._timeouts.retry_s)
         stream = _Stream(route, exchange.receipts)
@@ -222,6 +223,7 @@ class Client:
             DqsError: as in the package's table.
         """
         request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade))
+        check_several(documents)
         identify = Identifier(language)
         for document in documents:
             identify.append(request.documents, document)
@@ -252,6 +254,7 @@ class Client:
     def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
         limit_s = timeout_s if timeout_s is not None else self._timeouts.answer_s
+        check_time("timeout_s", limit_s)
         route = Route(self._servers, min(retry_s, limit_s))
         deadline_s = time.monotonic() + limit_s
         while True:

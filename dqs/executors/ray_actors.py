@@ -737,6 +737,11 @@ def _signals_kept() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except SystemExit:
+        # Ray's own answer to SIGTERM while it starts; whoever handled that before has another.
+        if callable(former := before[signal.SIGTERM]):
+            former(signal.SIGTERM, None)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

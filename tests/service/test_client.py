@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import pickle
 import socket
 import subprocess
@@ -22,6 +23,7 @@ import dqs
 from dqs import AsyncClient, Client, Document, Label, Missing, Verdict
 from dqs.client import DocumentLike, Timeouts, Window
 from dqs.errors import (
+    ConfigError,
     DeadlineExceeded,
     IndexUnavailable,
     Overloaded,
@@ -607,3 +609,31 @@ class TestWhatIsNoDocument:
     def test_a_corpus_has_a_name(self, server: ServerProcess) -> None:
         with Client(server.address) as client, pytest.raises(RequestError, match="name"):
             client.score_batch(["A text."], corpus="")
+
+
+class TestWrongArguments:
+    def test_one_document_where_several_are_asked_for_is_refused(self, server: ServerProcess) -> None:
+        with Client(server.address) as client:
+            for one in ("hello", b"hello", {"text": "hello"}, Document("a", b"hello")):
+                with pytest.raises(RequestError, match="put it into a list"):
+                    list(client.score(one))  # type: ignore[arg-type]
+                with pytest.raises(RequestError, match="put it into a list"):
+                    client.score_batch(one)  # type: ignore[arg-type]
+
+    async def test_the_asynchronous_client_refuses_it_too(self, server: ServerProcess) -> None:
+        async with AsyncClient(server.address) as client:
+            with pytest.raises(RequestError, match="put it into a list"):
+                _ = [verdict async for verdict in client.score("hello")]
+            with pytest.raises(RequestError, match="put it into a list"):
+                await client.score_batch("hello")
+
+    def test_a_deadline_that_is_no_time_is_refused_and_a_closed_client_says_so(self, server: ServerProcess) -> None:
+        client = Client(server.address)
+        for timeout_s in (math.inf, math.nan, -1.0, 1e12):
+            with pytest.raises(ConfigError, match="timeout_s"):
+                client.score_batch(["x"], timeout_s=timeout_s)
+        client.close()
+        with pytest.raises(Unavailable, match="The client is closed"):
+            client.score_batch(["x"])
+        with pytest.raises(Unavailable, match="The client is closed"):
+            list(client.score(["x"]))

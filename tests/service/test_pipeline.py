@@ -54,6 +54,7 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         Document("i" * 600, CHINESE.encode()),
         Document("\ud800", CHINESE.encode()),
         Document("klingon", ENGLISH.encode(), "klingon"),
+        Document("no code", ENGLISH.encode(), "xx"),
         Document("also good", CHINESE.encode()),
     ]
     results = pipeline.run(documents, corpus="neighbours")
@@ -66,6 +67,7 @@ def test_one_bad_document_never_fails_its_neighbours(pipeline: Pipeline) -> None
         DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
         DocumentErrorCode.INVALID_ID,
+        DocumentErrorCode.INVALID_LANGUAGE,
         DocumentErrorCode.INVALID_LANGUAGE,
         None,
     ]
