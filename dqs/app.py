@@ -9,7 +9,7 @@ from dqs.errors import ConfigError
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import WARM_UP, describe, keep_freed_memory, load_scorers
 from dqs.index.embedded import EmbeddedRedis
-from dqs.index.redis_store import DuplicateStore, connect
+from dqs.index.redis_store import CorpusOptions, DuplicateStore, connect
 from dqs.index.signature import SignatureParameters
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
@@ -30,37 +30,54 @@ def build_pipeline(settings: Settings, *, dedup: bool = True) -> Iterator[Pipeli
     """
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(_open_store(settings)) if dedup else None
-        executor = stack.enter_context(_open_executor(settings, store.parameters if store is not None else None))
+        store = stack.enter_context(open_store(settings)) if dedup else None
+        executor = stack.enter_context(_open_executor(settings))
         policies = load_policies(settings.policies, {signal.name for signal in (*executor.signals, *DUPLICATE_SIGNALS)})
         yield Pipeline(executor, policies, store, settings.max_document_bytes)
 
 
 @contextlib.contextmanager
-def _open_executor(settings: Settings, signature: SignatureParameters | None) -> Iterator[Executor]:
+def _open_executor(settings: Settings) -> Iterator[Executor]:
     """Scoring in Ray actors where workers are asked for, else in this process."""
     if settings.workers or settings.gpu_workers:
         # Imported here, so that scoring without workers needs no Ray.
         from dqs.executors.ray_actors import RayExecutor
 
-        with contextlib.closing(RayExecutor(settings, signature)) as executor:
+        with contextlib.closing(RayExecutor(settings)) as executor:
             yield executor
         return
     if settings.ray_address is not None or settings.max_workers or settings.max_gpu_workers:
         raise ConfigError("Ray workers need a number to begin with: add --workers or --gpu-workers.")
     models, scorers = load_scorers(settings.models, settings.data_dir)
-    yield InlineExecutor(scorers, signature, describe(models), settings.score_threads)
+    yield InlineExecutor(scorers, describe(models), settings.score_threads)
 
 
 @contextlib.contextmanager
-def _open_store(settings: Settings) -> Iterator[DuplicateStore]:
+def open_store(settings: Settings) -> Iterator[DuplicateStore]:
+    """The duplicate index on the Redis of the settings, or on a private one; closed at the end.
+
+    Raises:
+        ConfigError: settings do not fit.
+        IndexUnavailable: Redis cannot be reached.
+    """
     with contextlib.ExitStack() as stack:
         url = settings.redis_url
         if url is None:
             url = stack.enter_context(EmbeddedRedis(settings.data_dir / "redis")).url
         client = connect(url, timeout_s=settings.redis_timeout_s)
-        store = stack.enter_context(contextlib.closing(DuplicateStore(client, SignatureParameters())))
-        yield store
+        try:
+            parameters = SignatureParameters.for_threshold(
+                settings.corpus_threshold, normaliser=settings.corpus_normaliser
+            )
+        except ValueError as error:
+            raise ConfigError(f"Setting corpus_threshold: {error}.") from None
+        options = CorpusOptions(
+            window_documents=settings.corpus_window_documents,
+            window_s=settings.corpus_window_s,
+            retry_s=settings.corpus_retry_s,
+            line_slots=settings.corpus_line_slots,
+        )
+        yield stack.enter_context(contextlib.closing(DuplicateStore(client, parameters, options=options)))
 
 
 def warm(pipeline: Pipeline) -> None:

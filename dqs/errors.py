@@ -8,6 +8,7 @@
     ├── RequestError           a whole request is malformed or over a limit
     ├── IndexUnavailable       the duplicate index cannot be reached or is full
     ├── CorpusMismatch         a corpus was made with other parameters
+    ├── CorpusNotFound         there is no such corpus
     ├── Unavailable            the service cannot answer now; a retry may help
     │   └── Overloaded         it has too much to do already
     ├── Unauthenticated        no valid token came with the call
@@ -111,6 +112,13 @@ class CorpusMismatch(DqsError):
 
     grpc_status = "FAILED_PRECONDITION"
     reason = "CORPUS_MISMATCH"
+
+
+class CorpusNotFound(DqsError):
+    """There is no corpus of that name, or it was dropped meanwhile."""
+
+    grpc_status = "NOT_FOUND"
+    reason = "CORPUS_NOT_FOUND"
 
 
 class Unavailable(DqsError):

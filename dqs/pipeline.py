@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from dqs.data import Document, Documents, Label, Missing, Verdict, parse_language
 from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
-from dqs.index.redis_store import DuplicateStore
-from dqs.index.signature import Signatures, sign
+from dqs.index.bands import MAX_BANDS
+from dqs.index.lines import SeenLines, share_seen
+from dqs.index.redis_store import Duplicates, DuplicateStore
+from dqs.index.signature import SignatureParameters, Signatures, sign
 from dqs.policy import Policy, Reasons
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
@@ -33,8 +35,14 @@ DUPLICATE_SIGNALS = (
            "Estimated similarity to the most similar document that the corpus kept before."),
     Signal("exact_duplicate", "0 or 1", 0, 1, Direction.HIGHER_IS_WORSE,
            "1 where the corpus kept the same text before, up to case, width and white space."),
+    Signal("duplicate_bands", "bands", 0, MAX_BANDS, Direction.NEUTRAL,
+           "In how many bands of its signature the document met the one that it repeats; 0 where it repeats none."),
+    Signal("seen_line_share", "share", 0, 1, Direction.HIGHER_IS_WORSE,
+           "Share of the lines that the corpus had kept before, of all or of a sample of 16, digits and punctuation "
+           "aside."),
 )  # fmt: skip
-_DUPLICATE_NAMES = frozenset(signal.name for signal in DUPLICATE_SIGNALS)
+_DUPLICATE_NAMES = frozenset(("duplicate_similarity", "exact_duplicate", "duplicate_bands"))
+"""Signals that are known only after the atomic step; the share of seen lines is known before."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +151,7 @@ class Executor(Protocol):
         byte_offsets: NDArray[np.int64],
         languages: Sequence[str],
         *,
-        signatures: bool = True,
+        signature: SignatureParameters | None = None,
     ) -> Scored:
         """Scores documents that lie end to end in one buffer; blocks until they are scored.
 
@@ -151,7 +159,7 @@ class Executor(Protocol):
             utf8: uint8[bytes].
             byte_offsets: int64[n + 1].
             languages: the caller's language per document, "" where unknown.
-            signatures: whether signatures for the duplicate index are asked for.
+            signature: how to sign them for the duplicate index; None for no signatures.
 
         Raises:
             Unavailable: there is nobody to score them now.
@@ -287,6 +295,7 @@ class Pipeline:
         policy: str = "default",
         corpus: str | None = "default",
         degrade: bool = False,
+        replace: bool = False,
         tenant: str = DEFAULT_TENANT,
     ) -> Results:
         """Scores and decides; one verdict or one error per document, in their order.
@@ -297,6 +306,8 @@ class Pipeline:
             corpus: namespace of the duplicate index; None leaves duplication out.
             degrade: where the index cannot be reached, answer with duplication marked
                 UNAVAILABLE instead of failing.
+            replace: a document whose id the corpus has with another text takes its place,
+                instead of being answered with ID_REUSED.
             tenant: whose corpus it is; corpora of one name of two tenants never meet.
 
         Raises:
@@ -306,23 +317,27 @@ class Pipeline:
             CorpusMismatch: the corpus was made with other parameters.
         """
         self.policy(policy)
-        if corpus is not None:
-            self._open_index()
-        scored = self.score(documents, signatures=corpus is not None)
-        return self.decide(scored, policy=policy, corpus=corpus, degrade=degrade, tenant=tenant)
+        scored = self.score(documents, corpus=corpus, tenant=tenant)
+        return self.decide(scored, policy=policy, corpus=corpus, degrade=degrade, replace=replace, tenant=tenant)
 
-    def score(self, documents: Sequence[Document], *, signatures: bool = True) -> Undecided:
+    def score(
+        self, documents: Sequence[Document], *, corpus: str | None = "default", tenant: str = DEFAULT_TENANT
+    ) -> Undecided:
         """The first half of `run`: everything that depends on nothing but the documents.
 
         Several batches may be scored at once and ahead of their turn.
 
         Args:
             documents: any number.
-            signatures: whether `decide` will be asked to look for duplicates.
+            corpus: where `decide` will look for duplicates; None for nowhere.
+            tenant: whose corpus it is.
 
         Raises:
             Unavailable: there is nobody to score now.
+            IndexUnavailable: there is no index.
+            CorpusMismatch: this version cannot read the corpus.
         """
+        signature = None if corpus is None else self._signature(corpus, tenant)
         columns = Documents.of(documents)
         errors = self._check(columns)
         languages = _languages(columns.languages, errors)
@@ -333,7 +348,7 @@ class Pipeline:
         np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
         begin = time.perf_counter()
-        scored = self.executor.score(utf8, byte_offsets, languages, signatures=signatures)
+        scored = self.executor.score(utf8, byte_offsets, languages, signature=signature)
         seconds = {**scored.seconds, "score": time.perf_counter() - begin}
         if scored.failed is not None:
             for i in np.flatnonzero(scored.failed).tolist():
@@ -353,6 +368,7 @@ class Pipeline:
         policy: str = "default",
         corpus: str | None = "default",
         degrade: bool = False,
+        replace: bool = False,
         tenant: str = DEFAULT_TENANT,
     ) -> Results:
         """The second half of `run`: looks up, inserts and decides.
@@ -365,6 +381,7 @@ class Pipeline:
             policy: as for `run`.
             corpus: as for `run`.
             degrade: as for `run`.
+            replace: as for `run`.
             tenant: as for `run`.
 
         Raises:
@@ -374,13 +391,13 @@ class Pipeline:
         """
         chosen = self.policy(policy)
         if corpus is not None:
-            self._open_index()
+            self.index()
         scored, ids, errors = undecided.scored, undecided.ids, list(undecided.errors)
         seconds = dict(undecided.seconds)
         answerable = np.array([error is None for error in errors], dtype=np.bool_)
 
         begin = time.perf_counter()
-        duplicate_of = self._deduplicate(scored, ids, answerable, errors, chosen, corpus, degrade, tenant)
+        duplicate_of = self._deduplicate(scored, ids, answerable, errors, chosen, corpus, degrade, replace, tenant)
         answerable = np.array([error is None for error in errors], dtype=np.bool_)
         seconds["index"] = time.perf_counter() - begin
 
@@ -399,7 +416,7 @@ class Pipeline:
             IndexUnavailable: the index cannot be reached, or there is none.
             RequestError: the name is empty or too long.
         """
-        self._open_index().of(tenant).drop_corpus(corpus)
+        self.index().of(tenant).drop_corpus(corpus)
 
     def remember(self, documents: Sequence[Document], corpus: str) -> None:
         """Puts documents into a corpus without scoring them, as if they had been kept.
@@ -414,12 +431,30 @@ class Pipeline:
             IndexUnavailable: the index cannot be reached.
             CorpusMismatch: the corpus was made with other parameters.
         """
-        store = self._open_index()
-        signatures = sign(TextBatch.from_bytes([document.text for document in documents]), store.parameters)
+        store = self.index()
+        batch = TextBatch.from_bytes([document.text for document in documents])
+        signatures = sign(batch, store.parameters(corpus))
         everything = np.ones(len(documents), dtype=np.bool_)
-        store.check_and_insert(corpus, [document.id for document in documents], signatures, everything)
+        seen = store.see_lines(corpus, signatures.lines)
+        found = store.check_and_insert(corpus, [document.id for document in documents], signatures, everything)
+        if seen is not None:
+            store.remember_lines(corpus, seen, np.array([name is None for name in found.duplicate_of], dtype=np.bool_))
 
-    def _open_index(self) -> DuplicateStore:
+    def _signature(self, corpus: str, tenant: str) -> SignatureParameters:
+        """How documents are signed for a corpus."""
+        store = self.index()
+        try:
+            return store.of(tenant).parameters(corpus)
+        except IndexUnavailable:
+            # `decide` says so, or does without; should the index be back by then, these are most often right.
+            return store.default_parameters
+
+    def index(self) -> DuplicateStore:
+        """The duplicate index.
+
+        Raises:
+            IndexUnavailable: there is none.
+        """
         if self._store is None:
             raise IndexUnavailable("This service runs without a duplicate index; switch duplication off in the call.")
         return self._store
@@ -462,43 +497,97 @@ class Pipeline:
         policy: Policy,
         corpus: str | None,
         degrade: bool,
+        replace: bool,
         tenant: str,
     ) -> list[str | None]:
         """Fills the duplicate columns; marks reused ids in `errors`; returns whom each document repeats."""
-        n = len(ids)
-        duplicate_of: list[str | None] = [None] * n
-        similarity = np.full(n, np.nan, dtype=np.float32)
-        exact = np.full(n, np.nan, dtype=np.float32)
-        missing = np.full(n, Missing.NOT_ASKED, dtype=np.uint8)
+        found = _Found(len(ids))
         rows = np.flatnonzero(answerable)
         if corpus is not None and self._store is not None and scored.signatures is not None and rows.size:
-            # Decide first, insert after: what another rule drops is looked up and not remembered.
-            insert = np.ones(rows.size, dtype=np.bool_)
-            if not policy.index_dropped:
-                kept = policy.decide(scored.columns, ignore=_DUPLICATE_NAMES, reasons=False).labels != Label.DROP
-                insert = kept[rows]
+            store, signatures = self._store.of(tenant), scored.signatures[rows]
             try:
-                found = self._store.of(tenant).check_and_insert(
-                    corpus, [ids[i] for i in rows], scored.signatures[rows], insert
+                seen = store.see_lines(corpus, signatures.lines)
+                if seen is not None:
+                    found.put_lines(rows, seen.counts, signatures)
+                    # For rules that read it, which decide what is kept.
+                    found.put_into(scored.columns)
+                insert = self._kept(policy, scored.columns)[rows]
+                answers = store.check_and_insert(
+                    corpus,
+                    [ids[i] for i in rows],
+                    signatures,
+                    insert,
+                    lines_seen=None if seen is None else seen.counts,
+                    replace=replace,
                 )
+                found.put(rows, answers, signatures, seen)
+                if seen is not None:
+                    is_new = np.array([name is None for name in answers.duplicate_of], dtype=np.bool_)
+                    store.remember_lines(corpus, seen, insert & is_new & ~answers.reused_id)
             except IndexUnavailable:
                 if not degrade:
                     raise
-                missing[:] = Missing.UNAVAILABLE
+                found.unavailable(rows)
             else:
-                similarity[rows] = found.similarity
-                exact[rows] = found.exact
-                missing[rows] = np.where(np.isnan(found.similarity), Missing.UNAVAILABLE, Missing.PRESENT)
-                for k, i in enumerate(rows.tolist()):
-                    duplicate_of[i] = found.duplicate_of[k]
-                for k in np.flatnonzero(found.reused_id).tolist():
+                for k in np.flatnonzero(answers.reused_id).tolist():
                     errors[rows[k]] = DocumentError(
                         DocumentErrorCode.ID_REUSED,
                         "An earlier document has the same id and another text; give each an id of its own.",
                     )
-        scored.columns.put("duplicate_similarity", similarity, missing)
-        scored.columns.put("exact_duplicate", exact, missing)
-        return duplicate_of
+        found.put_into(scored.columns)
+        return found.duplicate_of
+
+    @staticmethod
+    def _kept(policy: Policy, columns: ScoreColumns) -> NDArray[np.bool_]:
+        """bool[n]: what enters the index if it repeats nothing. Decide first, insert after."""
+        if policy.index_dropped:
+            return np.ones(columns.size, dtype=np.bool_)
+        decision = policy.decide(columns, ignore=_DUPLICATE_NAMES, reasons=False)
+        kept: NDArray[np.bool_] = decision.labels != Label.DROP
+        return kept
+
+
+class _Found:
+    """What the index says of the n documents of a batch, as columns; nothing was asked at first."""
+
+    def __init__(self, n: int) -> None:
+        self.duplicate_of: list[str | None] = [None] * n
+        self._similarity, self._exact, self._bands, self._lines = np.full((4, n), np.nan, dtype=np.float32)
+        self._missing, self._lines_missing = np.full((2, n), Missing.NOT_ASKED, dtype=np.uint8)
+
+    def put_lines(self, rows: NDArray[np.int64], counts: NDArray[np.uint8], signatures: Signatures) -> None:
+        """Takes down how many of their lines some documents had in common with earlier ones."""
+        self._lines[rows] = share_seen(counts, signatures.lines)
+        self._lines_missing[rows] = np.where(np.isnan(self._lines[rows]), Missing.TOO_SHORT, Missing.PRESENT)
+
+    def put(self, rows: NDArray[np.int64], answers: Duplicates, signatures: Signatures, seen: SeenLines | None) -> None:
+        """Takes down what the index has answered."""
+        if seen is not None:
+            # Of a document that came before, its first answer.
+            self.put_lines(rows, answers.lines_seen, signatures)
+        self._similarity[rows] = answers.similarity
+        self._exact[rows] = answers.exact
+        self._bands[rows] = answers.bands_met
+        self._missing[rows] = np.where(np.isnan(answers.similarity), Missing.UNAVAILABLE, Missing.PRESENT)
+        for k, i in enumerate(rows.tolist()):
+            self.duplicate_of[i] = answers.duplicate_of[k]
+
+    def unavailable(self, rows: NDArray[np.int64]) -> None:
+        """Takes down that the index could not be asked; whatever it has said is not said."""
+        self.duplicate_of = [None] * len(self.duplicate_of)
+        for column in (self._similarity, self._exact, self._bands, self._lines):
+            column[rows] = np.nan
+        self._missing[rows] = self._lines_missing[rows] = Missing.UNAVAILABLE
+
+    def put_into(self, columns: ScoreColumns) -> None:
+        """Makes them signals of the batch."""
+        for name, values in (
+            ("duplicate_similarity", self._similarity),
+            ("exact_duplicate", self._exact),
+            ("duplicate_bands", self._bands),
+        ):
+            columns.put(name, values, self._missing)
+        columns.put("seen_line_share", self._lines, self._lines_missing)
 
 
 def _languages(codes: list[str], errors: list[DocumentError | None]) -> list[str]:

@@ -60,6 +60,27 @@ class Settings(BaseSettings):
     redis_timeout_s: float = Field(
         2.0, gt=0, description="Longest wait for one answer of Redis, which is asked three times."
     )
+    corpus_threshold: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Similarity from which a document is a near-duplicate, of corpora made from now on.",
+    )
+    corpus_normaliser: Literal["nfkc-lower/1", "nfkc-lower-simplified/1", "lower/1"] = Field(
+        "nfkc-lower/1", description="What is done to texts before they are compared, in corpora made from now on."
+    )
+    corpus_window_s: float | None = Field(
+        None, gt=0, description="How long a new corpus remembers a document; unset for ever."
+    )
+    corpus_window_documents: int | None = Field(
+        None, ge=1, description="How many documents a new corpus remembers, the latest; unset for all."
+    )
+    corpus_retry_s: float = Field(
+        86_400.0, ge=0, description="How long a new corpus remembers what it answered about documents it did not keep."
+    )
+    corpus_line_slots: int = Field(
+        1 << 22, ge=0, le=1 << 28, description="Lines that a new corpus remembers at most, 4 bytes each; 0 for none."
+    )
     max_message_bytes: int = Field(64 * MIB, ge=MIB, le=_INT32_MAX, description="Largest gRPC message taken.")
     max_document_bytes: int = Field(10 * MIB + 4096, ge=1024, description="Longest document scored.")
     max_batch_documents: int = Field(4096, ge=1, description="Most documents in one request message.")

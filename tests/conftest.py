@@ -56,7 +56,6 @@ def shared_data() -> Path:
 def workers() -> Iterator[RayExecutor]:
     """Two Ray workers on this machine, three under load; for tests of the xdist group "ray"."""
     from dqs.executors.ray_actors import RayExecutor
-    from dqs.index.signature import SignatureParameters
     from tests.cluster.killing import build
     from tests.cluster.workers import all_ready, wait_for
 
@@ -69,6 +68,6 @@ def workers() -> Iterator[RayExecutor]:
         worker_shrink_s=2.0,
         worker_batch_timeout_s=20.0,
     )
-    with contextlib.closing(RayExecutor(settings, SignatureParameters(), build)) as executor:
+    with contextlib.closing(RayExecutor(settings, build)) as executor:
         wait_for(all_ready(executor), "two workers")
         yield executor

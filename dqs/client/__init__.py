@@ -24,6 +24,7 @@ by which the server's log can be searched:
     INVALID_ARGUMENT     POLICY              PolicyError        no
     INVALID_ARGUMENT     REQUEST, none       RequestError       no
     FAILED_PRECONDITION  CORPUS_MISMATCH     CorpusMismatch     no
+    NOT_FOUND            CORPUS_NOT_FOUND    CorpusNotFound     no
     FAILED_PRECONDITION  CONFIG, MODEL, none ConfigError        no
     RESOURCE_EXHAUSTED   OVERLOADED          Overloaded         yes
     RESOURCE_EXHAUSTED   none                RequestError       no (a message over the limit)

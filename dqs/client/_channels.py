@@ -96,7 +96,15 @@ class Server:
         self.score_stream = channel.stream_stream(f"{_SERVICE}/ScoreStream")
         self.score_batch = channel.unary_unary(f"{_SERVICE}/ScoreBatch")
         self.get_server_info = channel.unary_unary(f"{_SERVICE}/GetServerInfo")
+        self.create_corpus = channel.unary_unary(f"{_CORPUS_SERVICE}/CreateCorpus")
+        self.configure_corpus = channel.unary_unary(f"{_CORPUS_SERVICE}/ConfigureCorpus")
+        self.list_corpora = channel.unary_unary(f"{_CORPUS_SERVICE}/ListCorpora")
+        self.get_corpus = channel.unary_unary(f"{_CORPUS_SERVICE}/GetCorpus")
         self.drop_corpus = channel.unary_unary(f"{_CORPUS_SERVICE}/DropCorpus")
+        self.find_documents = channel.unary_unary(f"{_CORPUS_SERVICE}/FindDocuments")
+        self.delete_documents = channel.unary_unary(f"{_CORPUS_SERVICE}/DeleteDocuments")
+        self.export_corpus = channel.unary_stream(f"{_CORPUS_SERVICE}/ExportCorpus")
+        self.import_corpus = channel.stream_unary(f"{_CORPUS_SERVICE}/ImportCorpus")
 
 
 class Servers:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from dqs.errors import (
     ConfigError,
     CorpusMismatch,
+    CorpusNotFound,
     DeadlineExceeded,
     DqsError,
     IndexUnavailable,
@@ -44,6 +45,7 @@ _ERRORS_BY_REASON: Mapping[str, type[DqsError]] = MappingProxyType(
             PolicyError,
             RequestError,
             CorpusMismatch,
+            CorpusNotFound,
             ConfigError,
             ModelError,
             Overloaded,

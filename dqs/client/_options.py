@@ -150,7 +150,9 @@ def check_time(name: str, value_s: float) -> None:
         raise ConfigError(f"`{name}` is {value_s!r}: give seconds, from 0 to {_MAX_TIME_S:g}.")
 
 
-def score_options(policy: str, corpus: str | None, degrade: bool, timings: bool = False) -> scoring_pb2.ScoreOptions:
+def score_options(
+    policy: str, corpus: str | None, *, degrade: bool, replace: bool, timings: bool = False
+) -> scoring_pb2.ScoreOptions:
     """The options of a call on the wire.
 
     Raises:
@@ -164,4 +166,5 @@ def score_options(policy: str, corpus: str | None, degrade: bool, timings: bool 
         deduplication=scoring_pb2.DEDUPLICATION_DISABLED if corpus is None else scoring_pb2.DEDUPLICATION_ENABLED,
         index_failure=scoring_pb2.INDEX_FAILURE_DEGRADE if degrade else scoring_pb2.INDEX_FAILURE_FAIL,
         timings=timings,
+        replace=replace,
     )

@@ -7,20 +7,23 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from dqs.client._channels import Route, Servers, Token
+from dqs.client._corpora import create_request, first_request, id_parts, last_request
 from dqs.client._documents import DocumentLike, Identifier, check_several
 from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
-from dqs.client._failures import StreamEnded, closed, no_answer, parsed
+from dqs.client._failures import StreamEnded, closed, failure_of, no_answer, parsed
 from dqs.client._options import Timeouts, Tls, Window, check_time, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
 from dqs.errors import DqsError
 from dqs.v1 import corpus_pb2, scoring_pb2, server_info_pb2
+
+_Item = TypeVar("_Item")
 
 _TURNS_TO_SEND = 4
 """Turns of the event loop after which a message has reached gRPC."""
@@ -91,6 +94,7 @@ class AsyncClient:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         ordered: bool = True,
     ) -> AsyncIterator[Verdict]:
         """Scores any number of documents over a stream; see `Client.score`.
@@ -105,6 +109,7 @@ class AsyncClient:
             corpus: where duplicates are looked for; None leaves duplication out.
             language: ISO 639-1 code of documents that have none.
             degrade: score without duplication while the index cannot be reached.
+            replace: a document whose id the corpus has with another text takes its place.
             ordered: verdicts in the order of `documents`.
 
         Yields:
@@ -114,7 +119,13 @@ class AsyncClient:
             DqsError: as in the package's table.
         """
         batches = self.score_batches(
-            documents, policy=policy, corpus=corpus, language=language, degrade=degrade, ordered=ordered
+            documents,
+            policy=policy,
+            corpus=corpus,
+            language=language,
+            degrade=degrade,
+            replace=replace,
+            ordered=ordered,
         )
         try:
             async for scored in batches:
@@ -131,6 +142,7 @@ class AsyncClient:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         ordered: bool = True,
         timings: bool = False,
     ) -> AsyncGenerator[scoring_pb2.ScoredDocuments, None]:
@@ -142,6 +154,7 @@ class AsyncClient:
             corpus: as for `score`.
             language: as for `score`.
             degrade: as for `score`.
+            replace: as for `score`.
             ordered: messages in the order of `documents`.
             timings: has the server say where the time went.
 
@@ -153,8 +166,8 @@ class AsyncClient:
         """
         check_several(documents)
         async with self._turns:
-            limits = self._limits or (await self.info()).limits
-            options = score_options(policy, corpus, degrade, timings)
+            limits = await self._known_limits()
+            options = score_options(policy, corpus, degrade=degrade, replace=replace, timings=timings)
             exchange = Exchange(options, language, ordered, self._window, limits)
             route = Route(self._servers, self._timeouts.retry_s)
             news = asyncio.Event()
@@ -220,6 +233,7 @@ class AsyncClient:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         timeout_s: float | None = None,
     ) -> list[Verdict]:
         """Scores a few documents in one call; see `Client.score_batch`.
@@ -230,6 +244,7 @@ class AsyncClient:
             corpus: as for `score`.
             language: as for `score`.
             degrade: as for `score`.
+            replace: as for `score`.
             timeout_s: deadline of the call; None for the client's `answer_s`.
 
         Returns:
@@ -238,7 +253,7 @@ class AsyncClient:
         Raises:
             DqsError: as in the package's table.
         """
-        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade))
+        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade=degrade, replace=replace))
         check_several(documents)
         identify = Identifier(language)
         for document in documents:
@@ -246,20 +261,252 @@ class AsyncClient:
         raw = await self._call("score_batch", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         return list(verdicts(parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
 
-    async def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
-        """Makes the server forget every document of a corpus; see `Client.drop_corpus`.
+    async def create_corpus(
+        self,
+        corpus: str,
+        *,
+        threshold: float | None = None,
+        normaliser: str = "",
+        options: corpus_pb2.CorpusOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> corpus_pb2.CreateCorpusResponse:
+        """Makes a corpus; one with these parameters and options is left as it is.
+
+        Args:
+            corpus: its name; not empty.
+            threshold: estimated Jaccard similarity from which documents are near-duplicates; None for the default.
+            normaliser: what is done to a text before it is cut into tokens; empty for the default.
+            options: what may be changed later; fields that are not set have their defaults.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: a name or value is not allowed.
+            CorpusMismatch: there is one with others; the message names the difference.
+            DqsError: as in the package's table.
+        """
+        request = create_request(corpus, threshold, normaliser, options)
+        raw = await self._call("create_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        created: corpus_pb2.CreateCorpusResponse = parsed(corpus_pb2.CreateCorpusResponse, raw)
+        return created
+
+    async def configure_corpus(
+        self, corpus: str, options: corpus_pb2.CorpusOptions, *, timeout_s: float | None = None
+    ) -> corpus_pb2.CorpusOptions:
+        """Changes options of a corpus.
+
+        Args:
+            corpus: its name.
+            options: fields that are not set stay as they are.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Returns:
+            All options as they are now.
+
+        Raises:
+            RequestError: a value is not allowed.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ConfigureCorpusRequest(corpus=corpus, options=options).SerializeToString()
+        raw = await self._call("configure_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        changed: corpus_pb2.ConfigureCorpusResponse = parsed(corpus_pb2.ConfigureCorpusResponse, raw)
+        return changed.options
+
+    async def list_corpora(self, *, timeout_s: float | None = None) -> list[corpus_pb2.CorpusEntry]:
+        """All corpora of the caller, by name.
+
+        Args:
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ListCorporaRequest().SerializeToString()
+        raw = await self._call("list_corpora", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        return list(parsed(corpus_pb2.ListCorporaResponse, raw).corpora)
+
+    async def corpus(
+        self, corpus: str, *, measure: bool = True, timeout_s: float | None = None
+    ) -> corpus_pb2.GetCorpusResponse:
+        """Describes a corpus.
+
+        Args:
+            corpus: its name.
+            measure: has the server estimate where its memory goes, from a sample.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.GetCorpusRequest(corpus=corpus, measure=measure).SerializeToString()
+        raw = await self._call("get_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        there: corpus_pb2.GetCorpusResponse = parsed(corpus_pb2.GetCorpusResponse, raw)
+        return there
+
+    async def drop_corpus(
+        self, corpus: str, *, rewrite_files: bool = False, timeout_s: float | None = None
+    ) -> corpus_pb2.DropCorpusResponse:
+        """Makes the server forget every document of a corpus; this cannot be undone.
+
+        Does nothing where there is no such corpus. What this server is scoring for the
+        corpus is decided or given up first, and forgotten too.
 
         Args:
             corpus: name of the corpus; not empty.
+            rewrite_files: has the index write its files anew, so that its disk forgets as well.
             timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Returns:
+            What became of the files.
 
         Raises:
             RequestError: the name is empty or too long, or the server is too old to drop corpora.
             DqsError: as in the package's table.
         """
-        request = corpus_pb2.DropCorpusRequest(corpus=corpus)
-        raw = await self._call("drop_corpus", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
-        parsed(corpus_pb2.DropCorpusResponse, raw)
+        request = corpus_pb2.DropCorpusRequest(corpus=corpus, rewrite_files=rewrite_files).SerializeToString()
+        raw = await self._call("drop_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        dropped: corpus_pb2.DropCorpusResponse = parsed(corpus_pb2.DropCorpusResponse, raw)
+        return dropped
+
+    async def delete_documents(
+        self, corpus: str, ids: Iterable[str], *, rewrite_files: bool = False, timeout_s: float | None = None
+    ) -> corpus_pb2.DeleteDocumentsResponse:
+        """Makes the server forget some documents of a corpus; this cannot be undone.
+
+        Ids that the corpus does not know are passed over. Of several servers, the ones that are not
+        asked may give answers that name the documents for a moment; stop sending a document before deleting it.
+
+        Args:
+            corpus: name of the corpus; not empty.
+            ids: any number; sent in several calls, so that a failure may leave the first ones deleted.
+            rewrite_files: has the index write its files anew afterwards, so that its disk forgets as well.
+            timeout_s: deadline of each call; None for the client's `answer_s`.
+
+        Returns:
+            How many ids were known, over all calls, and what became of the files.
+
+        Raises:
+            RequestError: the name or an id is empty or too long.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        check_several(ids)
+        known = 0
+        for part in id_parts(ids, await self._known_limits()):
+            request = corpus_pb2.DeleteDocumentsRequest(corpus=corpus, ids=part).SerializeToString()
+            raw = await self._call("delete_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+            known += parsed(corpus_pb2.DeleteDocumentsResponse, raw).known
+        if not rewrite_files:
+            return corpus_pb2.DeleteDocumentsResponse(known=known)
+        request = corpus_pb2.DeleteDocumentsRequest(corpus=corpus, rewrite_files=True).SerializeToString()
+        raw = await self._call("delete_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        deleted: corpus_pb2.DeleteDocumentsResponse = parsed(corpus_pb2.DeleteDocumentsResponse, raw)
+        deleted.known += known
+        return deleted
+
+    async def find_documents(
+        self, corpus: str, ids: Iterable[str], *, timeout_s: float | None = None
+    ) -> list[corpus_pb2.FoundDocument]:
+        """What a corpus holds under some ids, in their order.
+
+        Args:
+            corpus: name of the corpus.
+            ids: any number; sent in several calls.
+            timeout_s: deadline of each call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: the name or an id is empty or too long.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        check_several(ids)
+        found: list[corpus_pb2.FoundDocument] = []
+        for part in id_parts(ids, await self._known_limits()):
+            request = corpus_pb2.FindDocumentsRequest(corpus=corpus, ids=part).SerializeToString()
+            raw = await self._call("find_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+            found += parsed(corpus_pb2.FindDocumentsResponse, raw).documents
+        return found
+
+    async def export_corpus(self, corpus: str) -> AsyncGenerator[corpus_pb2.ExportCorpusResponse, None]:
+        """What a corpus holds of its documents: first a header, then pieces of some hundred documents.
+
+        Documents that stay during the call are all there; those that come or go meanwhile may or may
+        not be. A call that breaks in the middle is not repeated: begin anew. Close the iterator to give up.
+
+        Args:
+            corpus: name of the corpus.
+
+        Yields:
+            As much as the caller takes; the server waits meanwhile.
+
+        Raises:
+            CorpusNotFound: there is no such corpus, or it was dropped meanwhile.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ExportCorpusRequest(corpus=corpus).SerializeToString()
+        route = Route(self._servers, self._timeouts.retry_s)
+        has_begun = False
+        while True:
+            call = route.server.export_corpus(request, metadata=route.metadata())
+            try:
+                async for raw in call:
+                    route.answered()
+                    has_begun = True
+                    yield parsed(corpus_pb2.ExportCorpusResponse, raw)
+                return
+            except grpc.RpcError as error:
+                if has_begun:
+                    raise failure_of(error, route.server.target, route.request_id).error from None
+                await asyncio.sleep(route.pause_s(error))
+            finally:
+                call.cancel()
+
+    async def import_corpus(
+        self,
+        corpus: str,
+        header: corpus_pb2.ExportHeader,
+        documents: Iterable[corpus_pb2.StoredDocuments] | AsyncIterable[corpus_pb2.StoredDocuments],
+    ) -> corpus_pb2.ImportCorpusResponse:
+        """Makes a corpus of what `export_corpus` has given.
+
+        A call that breaks may be repeated from the beginning of the same export: what is there already
+        stays. They count as kept now.
+
+        Args:
+            corpus: name of the new corpus.
+            header: of the export.
+            documents: of the export, as fast as the server takes them; may be asynchronous.
+
+        Raises:
+            CorpusMismatch: there is a corpus of that name with other documents, or this server cannot read them.
+            DqsError: as in the package's table.
+        """
+        await self._known_limits()  # so that a server which is not there yet is waited for
+        route = Route(self._servers, 0.0)
+        call = route.server.import_corpus(metadata=route.metadata())
+        source = aiter(documents) if isinstance(documents, AsyncIterable) else _each(documents)
+        try:
+            try:
+                await call.write(first_request(corpus, header))
+                sent = 0
+                async for piece in source:
+                    sent += len(piece.ids)
+                    await call.write(corpus_pb2.ImportCorpusRequest(documents=piece).SerializeToString())
+                await call.write(last_request(sent))
+                await call.done_writing()
+            except (grpc.RpcError, asyncio.InvalidStateError):
+                if not call.done():
+                    raise
+            imported: corpus_pb2.ImportCorpusResponse = parsed(corpus_pb2.ImportCorpusResponse, await call)
+            return imported
+        except grpc.RpcError as error:
+            raise failure_of(error, route.server.target, route.request_id).error from None
+        finally:
+            call.cancel()
+
+    async def _known_limits(self) -> server_info_pb2.Limits:
+        return self._limits or (await self.info()).limits
 
     async def _call(self, method: str, request: bytes, retry_s: float, timeout_s: float | None = None) -> bytes:
         """A unary call, repeated while that is safe and may help."""
@@ -469,7 +716,7 @@ def _hides_status(error: Exception) -> bool:
     )
 
 
-async def _each(documents: Iterable[DocumentLike]) -> AsyncIterator[DocumentLike]:
+async def _each(documents: Iterable[_Item]) -> AsyncIterator[_Item]:
     """A plain iterable as an asynchronous one."""
     for document in documents:
         yield document

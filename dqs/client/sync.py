@@ -14,9 +14,10 @@ from typing import Self
 import grpc
 
 from dqs.client._channels import Route, Servers, Token
+from dqs.client._corpora import ImportRequests, create_request, id_parts
 from dqs.client._documents import DocumentLike, Identifier, check_several
 from dqs.client._exchange import ACKNOWLEDGE_AFTER_S, FAREWELL_S, Exchange, Receipts
-from dqs.client._failures import StreamEnded, no_answer, parsed
+from dqs.client._failures import StreamEnded, closed, failure_of, no_answer, parsed
 from dqs.client._options import Timeouts, Tls, Window, check_time, score_options
 from dqs.client._verdicts import verdicts
 from dqs.data import Verdict
@@ -91,6 +92,7 @@ class Client:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         ordered: bool = True,
     ) -> Iterator[Verdict]:
         """Scores any number of documents over a stream.
@@ -110,6 +112,8 @@ class Client:
             language: ISO 639-1 code of documents that have none; empty to detect it.
             degrade: while the server's index cannot be reached, score with duplication
                 marked as unavailable instead of failing.
+            replace: a document whose id the corpus has with another text takes its place;
+                otherwise it is answered with ID_REUSED.
             ordered: verdicts in the order of `documents`; otherwise as they come.
 
         Yields:
@@ -119,7 +123,13 @@ class Client:
             DqsError: as in the package's table.
         """
         batches = self.score_batches(
-            documents, policy=policy, corpus=corpus, language=language, degrade=degrade, ordered=ordered
+            documents,
+            policy=policy,
+            corpus=corpus,
+            language=language,
+            degrade=degrade,
+            replace=replace,
+            ordered=ordered,
         )
         with contextlib.closing(batches):
             for scored in batches:
@@ -133,6 +143,7 @@ class Client:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         ordered: bool = True,
         timings: bool = False,
     ) -> Generator[scoring_pb2.ScoredDocuments, None, None]:
@@ -144,6 +155,7 @@ class Client:
             corpus: as for `score`.
             language: as for `score`.
             degrade: as for `score`.
+            replace: as for `score`.
             ordered: messages in the order of `documents`; within a message they are always.
             timings: has the server say where the time went and who scored, in `ScoredDocuments.timings`.
 
@@ -154,7 +166,12 @@ class Client:
             DqsError: as in the package's table.
         """
         with self._turns:
-            yield from self._stream(documents, score_options(policy, corpus, degrade, timings), language, ordered)
+            yield from self._stream(
+                documents,
+                score_options(policy, corpus, degrade=degrade, replace=replace, timings=timings),
+                language,
+                ordered,
+            )
 
     def _stream(
         self, documents: Iterable[DocumentLike], options: scoring_pb2.ScoreOptions, language: str, ordered: bool
@@ -204,6 +221,7 @@ class Client:
         corpus: str | None = "default",
         language: str = "",
         degrade: bool = False,
+        replace: bool = False,
         timeout_s: float | None = None,
     ) -> list[Verdict]:
         """Scores a few documents in one call.
@@ -214,6 +232,7 @@ class Client:
             corpus: as for `score`.
             language: as for `score`.
             degrade: as for `score`.
+            replace: as for `score`.
             timeout_s: deadline of the call; None for the client's `answer_s`.
 
         Returns:
@@ -222,7 +241,7 @@ class Client:
         Raises:
             DqsError: as in the package's table.
         """
-        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade))
+        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade=degrade, replace=replace))
         check_several(documents)
         identify = Identifier(language)
         for document in documents:
@@ -230,7 +249,92 @@ class Client:
         raw = self._call("score_batch", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
         return list(verdicts(parsed(scoring_pb2.ScoreBatchResponse, raw).scored))
 
-    def drop_corpus(self, corpus: str, *, timeout_s: float | None = None) -> None:
+    def create_corpus(
+        self,
+        corpus: str,
+        *,
+        threshold: float | None = None,
+        normaliser: str = "",
+        options: corpus_pb2.CorpusOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> corpus_pb2.CreateCorpusResponse:
+        """Makes a corpus; one with these parameters and options is left as it is.
+
+        Args:
+            corpus: its name; not empty.
+            threshold: estimated Jaccard similarity from which documents are near-duplicates; None for the default.
+            normaliser: what is done to a text before it is cut into tokens; empty for the default.
+            options: what may be changed later; fields that are not set have their defaults.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: a name or value is not allowed.
+            CorpusMismatch: there is one with others; the message names the difference.
+            DqsError: as in the package's table.
+        """
+        request = create_request(corpus, threshold, normaliser, options)
+        raw = self._call("create_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        created: corpus_pb2.CreateCorpusResponse = parsed(corpus_pb2.CreateCorpusResponse, raw)
+        return created
+
+    def configure_corpus(
+        self, corpus: str, options: corpus_pb2.CorpusOptions, *, timeout_s: float | None = None
+    ) -> corpus_pb2.CorpusOptions:
+        """Changes options of a corpus.
+
+        Args:
+            corpus: its name.
+            options: fields that are not set stay as they are.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Returns:
+            All options as they are now.
+
+        Raises:
+            RequestError: a value is not allowed.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ConfigureCorpusRequest(corpus=corpus, options=options).SerializeToString()
+        raw = self._call("configure_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        changed: corpus_pb2.ConfigureCorpusResponse = parsed(corpus_pb2.ConfigureCorpusResponse, raw)
+        return changed.options
+
+    def list_corpora(self, *, timeout_s: float | None = None) -> list[corpus_pb2.CorpusEntry]:
+        """All corpora of the caller, by name.
+
+        Args:
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ListCorporaRequest().SerializeToString()
+        raw = self._call("list_corpora", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        return list(parsed(corpus_pb2.ListCorporaResponse, raw).corpora)
+
+    def corpus(
+        self, corpus: str, *, measure: bool = True, timeout_s: float | None = None
+    ) -> corpus_pb2.GetCorpusResponse:
+        """Describes a corpus.
+
+        Args:
+            corpus: its name.
+            measure: has the server estimate where its memory goes, from a sample.
+            timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Raises:
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.GetCorpusRequest(corpus=corpus, measure=measure).SerializeToString()
+        raw = self._call("get_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        there: corpus_pb2.GetCorpusResponse = parsed(corpus_pb2.GetCorpusResponse, raw)
+        return there
+
+    def drop_corpus(
+        self, corpus: str, *, rewrite_files: bool = False, timeout_s: float | None = None
+    ) -> corpus_pb2.DropCorpusResponse:
         """Makes the server forget every document of a corpus; this cannot be undone.
 
         Does nothing where there is no such corpus. What this server is scoring for the
@@ -238,15 +342,145 @@ class Client:
 
         Args:
             corpus: name of the corpus; not empty.
+            rewrite_files: has the index write its files anew, so that its disk forgets as well.
             timeout_s: deadline of the call; None for the client's `answer_s`.
+
+        Returns:
+            What became of the files.
 
         Raises:
             RequestError: the name is empty or too long, or the server is too old to drop corpora.
             DqsError: as in the package's table.
         """
-        request = corpus_pb2.DropCorpusRequest(corpus=corpus)
-        raw = self._call("drop_corpus", request.SerializeToString(), self._timeouts.retry_s, timeout_s=timeout_s)
-        parsed(corpus_pb2.DropCorpusResponse, raw)
+        request = corpus_pb2.DropCorpusRequest(corpus=corpus, rewrite_files=rewrite_files).SerializeToString()
+        raw = self._call("drop_corpus", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        dropped: corpus_pb2.DropCorpusResponse = parsed(corpus_pb2.DropCorpusResponse, raw)
+        return dropped
+
+    def delete_documents(
+        self, corpus: str, ids: Iterable[str], *, rewrite_files: bool = False, timeout_s: float | None = None
+    ) -> corpus_pb2.DeleteDocumentsResponse:
+        """Makes the server forget some documents of a corpus; this cannot be undone.
+
+        Ids that the corpus does not know are passed over. Of several servers, the ones that are not
+        asked may give answers that name the documents for a moment; stop sending a document before deleting it.
+
+        Args:
+            corpus: name of the corpus; not empty.
+            ids: any number; sent in several calls, so that a failure may leave the first ones deleted.
+            rewrite_files: has the index write its files anew afterwards, so that its disk forgets as well.
+            timeout_s: deadline of each call; None for the client's `answer_s`.
+
+        Returns:
+            How many ids were known, over all calls, and what became of the files.
+
+        Raises:
+            RequestError: the name or an id is empty or too long.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        check_several(ids)
+        known = 0
+        for part in id_parts(ids, self._known_limits()):
+            request = corpus_pb2.DeleteDocumentsRequest(corpus=corpus, ids=part).SerializeToString()
+            raw = self._call("delete_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+            known += parsed(corpus_pb2.DeleteDocumentsResponse, raw).known
+        if not rewrite_files:
+            return corpus_pb2.DeleteDocumentsResponse(known=known)
+        request = corpus_pb2.DeleteDocumentsRequest(corpus=corpus, rewrite_files=True).SerializeToString()
+        raw = self._call("delete_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+        deleted: corpus_pb2.DeleteDocumentsResponse = parsed(corpus_pb2.DeleteDocumentsResponse, raw)
+        deleted.known += known
+        return deleted
+
+    def find_documents(
+        self, corpus: str, ids: Iterable[str], *, timeout_s: float | None = None
+    ) -> list[corpus_pb2.FoundDocument]:
+        """What a corpus holds under some ids, in their order.
+
+        Args:
+            corpus: name of the corpus.
+            ids: any number; sent in several calls.
+            timeout_s: deadline of each call; None for the client's `answer_s`.
+
+        Raises:
+            RequestError: the name or an id is empty or too long.
+            CorpusNotFound: there is no such corpus.
+            DqsError: as in the package's table.
+        """
+        check_several(ids)
+        found: list[corpus_pb2.FoundDocument] = []
+        for part in id_parts(ids, self._known_limits()):
+            request = corpus_pb2.FindDocumentsRequest(corpus=corpus, ids=part).SerializeToString()
+            raw = self._call("find_documents", request, self._timeouts.retry_s, timeout_s=timeout_s)
+            found += parsed(corpus_pb2.FindDocumentsResponse, raw).documents
+        return found
+
+    def export_corpus(self, corpus: str) -> Generator[corpus_pb2.ExportCorpusResponse, None, None]:
+        """What a corpus holds of its documents: first a header, then pieces of some hundred documents.
+
+        Documents that stay during the call are all there; those that come or go meanwhile may or may
+        not be. A call that breaks in the middle is not repeated: begin anew. Close the iterator to give up.
+
+        Args:
+            corpus: name of the corpus.
+
+        Yields:
+            As much as the caller takes; the server waits meanwhile.
+
+        Raises:
+            CorpusNotFound: there is no such corpus, or it was dropped meanwhile.
+            DqsError: as in the package's table.
+        """
+        request = corpus_pb2.ExportCorpusRequest(corpus=corpus).SerializeToString()
+        route = Route(self._servers, self._timeouts.retry_s)
+        has_begun = False
+        while True:
+            call = route.server.export_corpus(request, metadata=route.metadata())
+            try:
+                for raw in call:
+                    route.answered()
+                    has_begun = True
+                    yield parsed(corpus_pb2.ExportCorpusResponse, raw)
+                return
+            except grpc.RpcError as error:
+                if has_begun:
+                    raise failure_of(error, route.server.target, route.request_id).error from None
+                time.sleep(route.pause_s(error))
+            finally:
+                call.cancel()
+
+    def import_corpus(
+        self, corpus: str, header: corpus_pb2.ExportHeader, documents: Iterable[corpus_pb2.StoredDocuments]
+    ) -> corpus_pb2.ImportCorpusResponse:
+        """Makes a corpus of what `export_corpus` has given.
+
+        A call that breaks may be repeated from the beginning of the same export: what is there already
+        stays. They count as kept now.
+
+        Args:
+            corpus: name of the new corpus.
+            header: of the export.
+            documents: of the export, as fast as the server takes them; read in a thread of gRPC's.
+
+        Raises:
+            CorpusMismatch: there is a corpus of that name with other documents, or this server cannot read them.
+            DqsError: as in the package's table.
+        """
+        self._known_limits()  # so that a server which is not there yet is waited for
+        requests = ImportRequests(corpus, header, documents)
+        route = Route(self._servers, 0.0)
+        call = route.server.import_corpus.future(iter(requests), metadata=route.metadata())
+        requests.call.set_result(call)
+        try:
+            imported: corpus_pb2.ImportCorpusResponse = parsed(corpus_pb2.ImportCorpusResponse, call.result())
+            return imported
+        except grpc.FutureCancelledError:
+            raise requests.failure or closed() from None
+        except grpc.RpcError as error:
+            raise requests.failure or failure_of(error, route.server.target, route.request_id).error from None
+        finally:
+            call.cancel()
 
     def _known_limits(self) -> server_info_pb2.Limits:
         return self._limits or self.info().limits

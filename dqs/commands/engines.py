@@ -131,7 +131,7 @@ class LocalEngine:
         """Scores a batch; workers that are being started again get the time they need for that."""
 
         def score() -> Undecided:
-            return self._pipeline.score(documents, signatures=self._corpus is not None)
+            return self._pipeline.score(documents, corpus=self._corpus)
 
         return self._repeat(score, Unavailable, _WORKER_PATIENCE_S)
 

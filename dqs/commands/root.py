@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import dqs
-from dqs.commands import models, policy, score, serve, settings, tokens, top, train
+from dqs.commands import corpus, dedup, models, policy, score, serve, settings, tokens, top, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,7 +18,9 @@ app = typer.Typer(
 )
 app.command()(serve.serve)
 app.command()(score.score)
+app.command()(dedup.dedup)
 app.command()(top.top)
+app.add_typer(corpus.app, name="corpus")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")

@@ -125,8 +125,8 @@ def _open_engine(
     language: str,
 ) -> Engine:
     if request.server is not None:
-        stack.enter_context(_client_speaks())
-        client = stack.enter_context(_connect(request.server, settings))
+        stack.enter_context(client_speaks())
+        client = stack.enter_context(connect_to_server(request.server, settings))
         try:
             return RemoteEngine(client, request.policy, corpus, private, language)
         except Unauthenticated:
@@ -148,7 +148,8 @@ class _Said(logging.Handler):
 
 
 @contextlib.contextmanager
-def _client_speaks() -> Iterator[None]:
+def client_speaks() -> Iterator[None]:
+    """Has the client's warnings printed."""
     logger, handler = logging.getLogger("dqs.client"), _Said()
     logger.addHandler(handler)
     try:
@@ -157,7 +158,8 @@ def _client_speaks() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _connect(server: str, settings: Settings) -> Client:
+def connect_to_server(server: str, settings: Settings) -> Client:
+    """A client with the token and certificates of the settings."""
     tls = None
     if settings.server_ca is not None or settings.server_cert is not None or settings.server_key is not None:
         tls = Tls(ca=settings.server_ca, cert=settings.server_cert, key=settings.server_key)
@@ -203,7 +205,7 @@ def _forget(engine: Engine, manifest: Manifest | None) -> None:
         if isinstance(engine, RemoteEngine):
             print(
                 f"dqs: the service could not be asked to drop this run's corpus {engine.corpus}; "
-                "do it later with drop_corpus of dqs.Client.",
+                "do it later with dqs corpus drop --server.",
                 file=sys.stderr,
             )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,14 +39,14 @@ class Batch:
         utf8: uint8[bytes], the texts end to end; read-only.
         byte_offsets: int64[n + 1].
         languages: what the caller says of each document, "" where it says nothing.
-        signatures: whether they are asked for.
+        signature: parameters of the signatures that are asked for; None asks for none.
     """
 
     token: str
     utf8: NDArray[np.uint8]
     byte_offsets: NDArray[np.int64]
     languages: list[str]
-    signatures: bool
+    signature: SignatureParameters | None
 
 
 def encode_batch(
@@ -55,11 +55,12 @@ def encode_batch(
     byte_offsets: NDArray[np.int64],
     languages: Languages | None,
     *,
-    signatures: bool,
+    signature: SignatureParameters | None,
 ) -> bytes:
     """A message that `decode_batch` reads; the arguments are the fields of `Batch`."""
     table, numbers = languages or ((), None)
-    head = {"token": token, "documents": byte_offsets.size - 1, "languages": table, "signatures": signatures}
+    asked = None if signature is None else asdict(signature)
+    head = {"token": token, "documents": byte_offsets.size - 1, "languages": table, "signature": asked}
     arrays: list[NDArray[Any]] = [byte_offsets]
     if numbers is not None:
         arrays.append(numbers)
@@ -75,7 +76,8 @@ def decode_batch(message: bytes) -> Batch:
     byte_offsets = reader.take(np.int64, n + 1).copy()
     languages = unpack_languages((head["languages"], reader.take(np.uint16, n)) if head["languages"] else None, n)
     utf8 = reader.take(np.uint8, int(byte_offsets[-1]))
-    return Batch(head["token"], utf8, byte_offsets, languages, head["signatures"])
+    signature = None if head["signature"] is None else SignatureParameters(**head["signature"])
+    return Batch(head["token"], utf8, byte_offsets, languages, signature)
 
 
 def pack_languages(languages: Sequence[str]) -> Languages | None:
@@ -125,7 +127,7 @@ def encode_scores(scored: Scored, signals: Sequence[str]) -> bytes:
     if span is not None:
         arrays.append(span)
     if signed is not None:
-        arrays += [signed.shingles, signed.text_hash, signed.bands, signed.sketch]
+        arrays += signed.columns
     return _encode(head, arrays)
 
 
@@ -137,7 +139,7 @@ def decode_scores(
     Args:
         message: what a scorer process returned.
         signals: as for `encode_scores`.
-        parameters: of the signatures; None where there are none.
+        parameters: of the signatures that were asked for; None where there were none.
         replica: who scored.
     """
     reader = _Reader(bytearray(message))  # its arrays can be written to
@@ -150,13 +152,8 @@ def decode_scores(
     span = reader.take(np.int32, n, 2) if head["span"] else None
     signed = None
     if head["signed"] and parameters is not None:
-        signed = Signatures(
-            parameters,
-            reader.take(np.int32, n),
-            reader.take(np.uint64, n, 2),
-            reader.take(np.uint32, n, parameters.bands),
-            reader.take(np.uint8, n, parameters.sketch_bytes),
-        )
+        kinds = [(column.dtype, column.shape[1:]) for column in Signatures.empty(0, parameters).columns]
+        signed = Signatures(parameters, *(reader.take(dtype, n, *shape) for dtype, shape in kinds))
     columns = ScoreColumns(
         size=n,
         values=dict(zip(signals, values, strict=True)),
@@ -215,13 +212,7 @@ def blank(signals: Sequence[str], parameters: SignatureParameters | None) -> Sco
     )
     signed = None
     if parameters is not None:
-        signed = Signatures(
-            parameters,
-            np.zeros(1, dtype=np.int32),
-            np.zeros((1, 2), dtype=np.uint64),
-            np.zeros((1, parameters.bands), dtype=np.uint32),
-            np.zeros((1, parameters.sketch_bytes), dtype=np.uint8),
-        )
+        signed = Signatures.empty(1, parameters)
     return Scored(columns, np.ones(1, dtype=np.bool_), signed)
 
 
@@ -246,15 +237,7 @@ def join(parts: Sequence[Scored]) -> Scored:
     if len(spans) == len(parts):
         columns.toxicity_span = np.concatenate(spans)
     signed = [part.signatures for part in parts if part.signatures is not None]
-    signatures = None
-    if len(signed) == len(parts):
-        signatures = Signatures(
-            signed[0].parameters,
-            np.concatenate([one.shingles for one in signed]),
-            np.concatenate([one.text_hash for one in signed]),
-            np.concatenate([one.bands for one in signed]),
-            np.concatenate([one.sketch for one in signed]),
-        )
+    signatures = Signatures.join(signed) if len(signed) == len(parts) else None
     seconds: dict[str, float] = {}
     for part in parts:
         for stage, spent_s in part.seconds.items():

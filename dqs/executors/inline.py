@@ -19,7 +19,6 @@ class InlineExecutor:
 
     Args:
         scorers: in an order that respects `needs`.
-        signature: parameters of the duplicate index; None leaves signatures out.
         models: what the scorers answer with.
         threads: how many batches are scored at once.
     """
@@ -27,12 +26,10 @@ class InlineExecutor:
     def __init__(
         self,
         scorers: Sequence[Scorer],
-        signature: SignatureParameters | None,
         models: Sequence[ModelInfo] = (),
         threads: int = 1,
     ) -> None:
         self._scorers = tuple(scorers)
-        self._signature = signature
         self.models = list(models)
         self.max_slots = threads
         self.signals: list[Signal] = [signal for scorer in scorers for signal in scorer.signals]
@@ -43,7 +40,7 @@ class InlineExecutor:
         byte_offsets: NDArray[np.int64],
         languages: Sequence[str],
         *,
-        signatures: bool = True,
+        signature: SignatureParameters | None = None,
     ) -> Scored:
         """Scores documents that lie end to end in one buffer; see `dqs.pipeline.Executor`."""
         seconds: dict[str, float] = {}
@@ -58,8 +55,8 @@ class InlineExecutor:
             now = time.perf_counter()
             seconds[scorer.name] = now - begin
         signed = None
-        if signatures and self._signature is not None:
-            signed = sign(batch, self._signature)
+        if signature is not None:
+            signed = sign(batch, signature)
             seconds["signature"] = time.perf_counter() - now
         return Scored(columns=columns, valid=batch.valid, signatures=signed, seconds=seconds)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dqs.data import Document
+from dqs.index.signature import SignatureParameters
 from dqs.models import ModelFolder, find_models, model_roots
 from dqs.pipeline import Executor, ModelInfo
 from dqs.scorer import Scorer
@@ -55,7 +56,9 @@ def warm_up(executor: Executor) -> None:
     texts = [document.text for document in WARM_UP]
     byte_offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum([len(text) for text in texts], out=byte_offsets[1:])
-    executor.score(np.frombuffer(b"".join(texts), dtype=np.uint8), byte_offsets, [""] * len(texts))
+    executor.score(
+        np.frombuffer(b"".join(texts), dtype=np.uint8), byte_offsets, [""] * len(texts), signature=SignatureParameters()
+    )
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""Scoring in Ray actors: on this machine, or on the nodes of a cluster. The only module that imports ray.
+"""Scoring in Ray actors: on this machine, or on the nodes of a cluster. Only it and `ray_tasks` import ray.
 
 The calling thread chooses a scorer, sends it the batch in one call and waits for
 the columns. Three more threads watch, of which only the last never waits for Ray:
@@ -15,11 +15,9 @@ import contextlib
 import functools
 import logging
 import math
-import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,8 +27,8 @@ from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, DqsError, Unavailable
 from dqs.executors.columns import Languages, blank, decode_scores, encode_batch, join, pack_languages
-from dqs.executors.folder import RayFolder
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
+from dqs.executors.ray_start import RayFolder, join_cluster, start_here
 from dqs.executors.replica import Introduction, Recipe, ScorerReplica
 from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
 from dqs.scorer import Signal
@@ -48,7 +46,6 @@ _OBJECT_STORE_BYTES = 512 * MIB
 _INLINE_BYTES = 2 * MIB
 """Batches and answers up to this size travel in the message itself, which takes half the time and half the processor
 time of the way through shared memory, a batch of 0.5 MB or 1 MB each."""
-_CONNECT_S = 5.0
 _TICK_S = 0.1
 _HEAD_PERIOD_S = 1.0
 _HEAD_TIMEOUT_S = 3
@@ -82,7 +79,7 @@ class _Work:
     utf8: NDArray[np.uint8]
     byte_offsets: NDArray[np.int64]
     languages: Languages | None
-    signatures: bool
+    signature: SignatureParameters | None
 
     def __len__(self) -> int:
         return int(self.byte_offsets.size) - 1
@@ -94,13 +91,13 @@ class _Work:
 
     def message(self, token: str) -> bytes:
         """As it travels to the process that introduced itself with `token`."""
-        return encode_batch(token, self.utf8, self.byte_offsets, self.languages, signatures=self.signatures)
+        return encode_batch(token, self.utf8, self.byte_offsets, self.languages, signature=self.signature)
 
     def part(self, documents: slice) -> _Work:
         """Some of the documents."""
         offsets = self.byte_offsets[documents.start : documents.stop + 1]
         languages = self.languages and (self.languages[0], self.languages[1][documents])
-        return _Work(self.utf8[offsets[0] : offsets[-1]], offsets - offsets[0], languages, self.signatures)
+        return _Work(self.utf8[offsets[0] : offsets[-1]], offsets - offsets[0], languages, self.signature)
 
     def without(self, documents: NDArray[np.bool_]) -> _Work:
         """The same batch with some texts empty."""
@@ -108,7 +105,7 @@ class _Work:
         left = np.repeat(~documents, sizes)
         offsets = np.zeros_like(self.byte_offsets)
         np.cumsum(np.where(documents, 0, sizes), out=offsets[1:])
-        return _Work(self.utf8[left], offsets, self.languages, self.signatures)
+        return _Work(self.utf8[left], offsets, self.languages, self.signature)
 
 
 @dataclass(eq=False, slots=True)
@@ -144,16 +141,13 @@ class RayExecutor:
 
     Args:
         settings: where Ray is, how many workers, where models are.
-        signature: parameters of the duplicate index; None leaves signatures out.
         build: makes the scorers from the models in each worker; None for those that ship.
 
     Raises:
         ConfigError: Ray is not installed or cannot be reached, or no worker starts.
     """
 
-    def __init__(
-        self, settings: Settings, signature: SignatureParameters | None, build: BuildScorers | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, build: BuildScorers | None = None) -> None:
         prepare_ray(local=settings.ray_address is None)
         try:
             import ray
@@ -163,8 +157,7 @@ class RayExecutor:
             ) from error
         self._ray = ray
         self._settings = settings
-        self._signature = signature
-        self._recipe = Recipe(settings.data_dir, settings.models, signature, build)
+        self._recipe = Recipe(settings.data_dir, settings.models, build)
         self._changed = threading.Condition()
         self._roster = Roster(settings.worker_batches)
         self._actors: dict[str, _Actor] = {}
@@ -213,10 +206,10 @@ class RayExecutor:
         byte_offsets: NDArray[np.int64],
         languages: Sequence[str],
         *,
-        signatures: bool = True,
+        signature: SignatureParameters | None = None,
     ) -> Scored:
         """Scores documents that lie end to end in one buffer; see `dqs.pipeline.Executor`."""
-        work = _Work(utf8, byte_offsets, pack_languages(languages), signatures and self._signature is not None)
+        work = _Work(utf8, byte_offsets, pack_languages(languages), signature)
         known = self._quarantine.find(utf8, byte_offsets, time.monotonic())
         if known is not None:
             work = work.without(known)
@@ -319,7 +312,7 @@ class RayExecutor:
         _LOG.error("A document of %d bytes has stopped every worker that scored it; it is left out.", work.utf8.size)
         with self._changed:
             self._quarantine.add(work.utf8, time.monotonic())
-        scored = blank(self._signal_names, self._signature if work.signatures else None)
+        scored = blank(self._signal_names, work.signature)
         scored.failed = np.ones(1, dtype=np.bool_)
         return scored
 
@@ -410,7 +403,7 @@ class RayExecutor:
         if not scores:
             self._note_death(member, token)
             raise _Moved
-        return decode_scores(scores, self._signal_names, self._signature, member.name)
+        return decode_scores(scores, self._signal_names, work.signature, member.name)
 
     def _note_death(self, member: Member, token: str) -> None:
         with self._changed:
@@ -614,60 +607,23 @@ class RayExecutor:
 
     def _connect(self) -> None:
         settings = self._settings
-        arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if settings.ray_address is not None:
-            _check_address(settings.ray_address)
-            arguments["address"] = settings.ray_address
-            if settings.ray_node_ip is not None:
-                arguments["_node_ip_address"] = settings.ray_node_ip
-        else:
-            self._folder = RayFolder()
-            workers = sum(pool.limits.most for pool in self._pools)
-            arguments |= {
-                "address": "local",
-                "include_dashboard": False,
-                # As many as the workers ask for: how many run here is the person's choice.
-                "num_cpus": math.ceil(workers * settings.worker_cpus),
-                "object_store_memory": _OBJECT_STORE_BYTES,
-                # Ray opens its folder to everybody, so it lies in one that is closed to them.
-                "_temp_dir": str(self._folder.path / "r"),
-                "_system_config": {"max_direct_call_object_size": _INLINE_BYTES},
-            }
-        from ray._private import worker
-
-        # Ray would print what it has to say, raised errors included, on standard output.
-        worker._worker_logs_enabled = False
-        with _signals_kept():
-            try:
-                self._ray.init(**arguments)
-            except (RuntimeError, ValueError, ConnectionError, OSError) as error:
-                said = str(error).splitlines()[0].rstrip(".")
-                if settings.ray_address is None:
-                    raise ConfigError(f"Ray does not start on this machine: {said}.") from error
-                raise ConfigError(
-                    f"{said}: start a Ray node of that cluster on this machine, and give this process the cluster's "
-                    "RAY_AUTH_MODE and RAY_AUTH_TOKEN."
-                ) from error
+            join_cluster(self._ray, settings.ray_address, settings.ray_node_ip)
+            return
+        self._folder = RayFolder()
+        workers = sum(pool.limits.most for pool in self._pools)
+        start_here(
+            self._ray,
+            self._folder,
+            # As many as the workers ask for: how many run here is the person's choice.
+            num_cpus=math.ceil(workers * settings.worker_cpus),
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _system_config={"max_direct_call_object_size": _INLINE_BYTES},
+        )
 
     def _disconnect(self) -> None:
         if self._connected:
             self._ray.shutdown()
-
-
-def _check_address(address: str) -> None:
-    """Finds out at once that nobody is there, for which Ray itself takes a quarter of an hour.
-
-    Raises:
-        ConfigError: the address has another form, or nobody answers.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
-            pass
-    except ValueError:
-        raise ConfigError(f"The address of a Ray cluster is HOST:PORT of its head; {address!r} is not.") from None
-    except OSError as error:
-        raise ConfigError(f"There is no Ray cluster at {address} ({error.strerror or error}).") from error
 
 
 def _pools(settings: Settings) -> list[_Pool]:
@@ -726,22 +682,3 @@ def _abandon(ray: Any) -> None:
     node = worker._global_node
     if node is not None:
         node.kill_all_processes(check_alive=False, allow_graceful=False)
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Puts the signal handlers back that Ray replaces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except SystemExit:
-        # Ray's own answer to SIGTERM while it starts; whoever handled that before has another.
-        if callable(former := before[signal.SIGTERM]):
-            former(signal.SIGTERM, None)
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

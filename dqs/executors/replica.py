@@ -17,7 +17,6 @@ from dqs.settings import use_kernel_cache
 
 if TYPE_CHECKING:
     from dqs.executors.inline import InlineExecutor
-    from dqs.index.signature import SignatureParameters
     from dqs.models import ModelFolder
     from dqs.pipeline import ModelInfo
     from dqs.scorer import Scorer, Signal
@@ -32,13 +31,11 @@ class Recipe:
     Attributes:
         data_dir: folder of compiled kernels and imported models.
         models: folder of models that is searched before all others, or None.
-        signature: parameters of the duplicate index; None leaves signatures out.
         build: makes the scorers from the models; None for those that ship.
     """
 
     data_dir: Path
     models: Path | None
-    signature: SignatureParameters | None
     build: BuildScorers | None = None
 
 
@@ -104,7 +101,7 @@ class ScorerReplica:
         batch = decode_batch(message)
         if self._inner is None or batch.token != self._token:
             return b""
-        scored = self._inner.score(batch.utf8, batch.byte_offsets, batch.languages, signatures=batch.signatures)
+        scored = self._inner.score(batch.utf8, batch.byte_offsets, batch.languages, signature=batch.signature)
         return encode_scores(scored, self._signals)
 
     def _build(self) -> Introduction:
@@ -116,7 +113,7 @@ class ScorerReplica:
 
         keep_freed_memory()
         models, scorers = load_scorers(self._recipe.models, self._recipe.data_dir, self._recipe.build)
-        inner = InlineExecutor(scorers, self._recipe.signature, describe(models))
+        inner = InlineExecutor(scorers, describe(models))
         warm_up(inner)
         self._inner = inner
         self._signals = tuple(signal.name for signal in inner.signals)

@@ -20,6 +20,20 @@ from dqs.text.kernels import mix64
 MAX_ROWS = 16
 """More rows than this leave no chance to meet to anything but copies."""
 
+MAX_BANDS = 64
+"""More bands than this cost more than comparing with a lower similarity can be worth."""
+
+
+MAX_SAME = 24
+"""Kept documents that share a key of a band, the earliest ones, which are found by it.
+
+More than that under one key are boilerplate, not copies: the band is then full for that key,
+so that time and memory stay bounded.
+"""
+
+MAX_VERIFIED = 32
+"""Candidates of a document whose similarity is estimated: those that met in most bands, of equals the earliest."""
+
 
 @dataclass(frozen=True, slots=True)
 class Banding:
@@ -38,7 +52,7 @@ class Banding:
         return float(1.0 - (1.0 - similarity**self.rows) ** self.bands)
 
 
-def choose_banding(threshold: float, *, permutations: int, recall: float = 0.95, max_bands: int = 64) -> Banding:
+def choose_banding(threshold: float, *, recall: float = 0.96, max_bands: int = MAX_BANDS) -> Banding:
     """The cheapest banding that still lets documents at the threshold meet.
 
     Fewer bands cost less memory, more rows let fewer unlike documents meet and
@@ -48,56 +62,53 @@ def choose_banding(threshold: float, *, permutations: int, recall: float = 0.95,
 
     Args:
         threshold: Jaccard similarity in (0, 1] that counts as a duplicate.
-        permutations: how many there are; bands never share one.
         recall: wanted probability in (0, 1) of meeting at exactly `threshold`.
         max_bands: limit on the cost.
 
     Raises:
-        ValueError: no banding of so few permutations reaches `recall`.
+        ValueError: no banding reaches `recall`.
     """
     if not 0.0 < threshold <= 1.0:
         raise ValueError(f"threshold {threshold} is not in (0, 1]")
     best: Banding | None = None
     best_cost = float("inf")
-    for rows in range(1, min(MAX_ROWS, permutations) + 1):
-        for bands in range(1, min(max_bands, permutations // rows) + 1):
+    for rows in range(1, MAX_ROWS + 1):
+        for bands in range(1, max_bands + 1):
             banding = Banding(bands, rows)
             if banding.meeting_probability(threshold) < recall:
                 continue
-            # Corpora hold many pairs that share boilerplate; three tenths of all shingles is a lot of it.
-            cost = bands + 200.0 * banding.meeting_probability(0.3 * threshold / 0.75)
+            # What is looked up for nothing, in bands' worth: pairs that share boilerplate, three tenths of all
+            # shingles at the default threshold, and a million documents that share one shingle in two hundred.
+            boilerplate = banding.meeting_probability(0.3 * threshold / 0.75)
+            cost = bands + 60.0 * boilerplate + 1e6 * banding.meeting_probability(0.005)
             if cost < best_cost:
                 best, best_cost = banding, cost
             break
     if best is None:
         raise ValueError(
-            f"{permutations} permutations in at most {max_bands} bands cannot find similarity {threshold} "
-            f"with probability {recall}; take more permutations or a higher threshold"
+            f"at most {max_bands} bands cannot find similarity {threshold} with probability {recall}; "
+            "take a higher threshold"
         )
     return best
 
 
 @njit(cache=True, nogil=True)
-def band_keys(minhashes: NDArray[np.uint32], shingles: NDArray[np.int32], bands: int, rows: int) -> NDArray[np.uint32]:
+def band_keys(minima: NDArray[np.uint32], shingles: NDArray[np.int32], rows: int, keys: NDArray[np.uint32]) -> None:
     """One 32-bit key per document and band, equal where all rows of the band agree.
 
-    Args:
-        minhashes: uint32[n, permutations], at least `bands * rows` permutations.
-        shingles: int32[n]; documents with none get zeros, which mean nothing.
-        bands: number of bands.
-        rows: permutations per band.
+    A band's number enters its keys, so equal rows in two bands differ.
 
-    Returns:
-        uint32[n, bands]. A band's number enters its keys, so equal rows in two bands differ.
+    Args:
+        minima: uint32[n, m] with m at least `bands * rows`; further columns are not read.
+        shingles: int32[n]; documents with none keep the keys that they have, which mean nothing.
+        rows: minima per band.
+        keys: uint32[n, bands]; written.
     """
-    n = minhashes.shape[0]
-    keys = np.zeros((n, bands), dtype=np.uint32)
-    for document in range(n):
+    for document in range(keys.shape[0]):
         if shingles[document] == 0:
             continue
-        for band in range(bands):
+        for band in range(keys.shape[1]):
             key = np.uint64(band + 1)
             for row in range(rows):
-                key = mix64(key ^ np.uint64(minhashes[document, band * rows + row])) + np.uint64(band)
+                key = mix64(key ^ np.uint64(minima[document, band * rows + row])) + np.uint64(band)
             keys[document, band] = np.uint32(key >> np.uint64(32))
-    return keys

@@ -1,42 +1,51 @@
--- Splits some buckets of every band in two, so that buckets stay short while a corpus grows.
+-- Splits some buckets of every structure in two, so that buckets stay short while a corpus grows.
 --
 -- Linear hashing: with n buckets and the largest power of two P <= n, bucket n - P is the next
--- to be split; the entries whose fingerprint has the bit P go to the new bucket n.
+-- to be split; the entries whose key has the bit P go to the new bucket n.
 --
--- KEYS  1 header, then pairs of old and new bucket.
--- ARGV  1 generation, 2 number of buckets before, 3 and after, 4 which byte (0..3) of a
---       fingerprint has the bit, 5 the bit's value in that byte.
+-- ARGV  2 number of buckets before and 3 after, 4 structures.
 --
 -- Returns the number of buckets that the corpus has now; another client may have been faster.
--- Plain Lua 5.1 for Redis 6.2 and later. All keys are declared.
 
-local call, sub, byte = redis.call, string.sub, string.byte
-
-local header = call('HMGET', KEYS[1], 'generation', 'buckets')
-if header[1] ~= ARGV[1] or header[2] ~= ARGV[2] then
-  return tonumber(header[2] or 0)
+local header = call('HMGET', HEADER, 'generation', 'buckets')
+if header[1] ~= ARGV[1] then
+  return {'header'}
 end
-local place, value = tonumber(ARGV[4]), tonumber(ARGV[5])
-for key = 2, #KEYS, 2 do
-  local bucket = call('GET', KEYS[key])
-  if bucket then
+if header[2] ~= ARGV[2] then
+  return {'buckets', header[2]}
+end
+local before, after, structures = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local power = 1
+while 2 * power <= before do power = 2 * power end
+-- Entries have no lowest byte of the key: it is the same for all of a bucket.
+local place, value = 0, power / 256
+while value >= 256 do
+  place, value = place + 1, value / 256
+end
+
+local olds, news = {}, {}
+for number = before, after - 1 do
+  for structure = 0, structures - 1 do
+    local old = number - power
+    olds[#olds + 1] = char(structure, floor(old / 65536), floor(old / 256) % 256, old % 256)
+    news[#news + 1] = char(structure, floor(number / 65536), floor(number / 256) % 256, number % 256)
+  end
+end
+read(olds)
+for position = 1, #olds do
+  local entries = content[olds[position]]
+  if entries then
     local stay, go = {}, {}
-    for at = 1, #bucket, 8 do
-      if byte(bucket, at + place) % (2 * value) >= value then
-        go[#go + 1] = sub(bucket, at, at + 7)
-      else
-        stay[#stay + 1] = sub(bucket, at, at + 7)
-      end
+    for at = 1, #entries, 8 do
+      local side = byte(entries, at + place) % (2 * value) >= value and go or stay
+      side[#side + 1] = sub(entries, at, at + 7)
     end
     if #go > 0 then
-      call('SET', KEYS[key + 1], table.concat(go))
-      if #stay > 0 then
-        call('SET', KEYS[key], table.concat(stay))
-      else
-        call('DEL', KEYS[key])
-      end
+      write(news[position], table.concat(go))
+      write(olds[position], table.concat(stay))
     end
   end
 end
-call('HSET', KEYS[1], 'buckets', ARGV[3])
-return tonumber(ARGV[3])
+store()
+call('HSET', HEADER, 'buckets', ARGV[3])
+return {'buckets', ARGV[3]}

@@ -1,90 +1,90 @@
-"""The duplicate index: corpora of signatures in Redis.
-
-Per corpus, all under one hash tag, so that a Redis Cluster keeps them on one node:
-
-    header    hash: parameters (JSON), generation, buckets, documents
-    records   hash: document number -> flags, time, text hash, sketch, id
-    buckets   strings of 8-byte entries (fingerprint, document number); one set of
-              buckets for ids, one for text hashes, one per band. Their number
-              grows with the corpus by linear hashing (`grow.lua`).
-    dropped   set of generations whose records and buckets are still being freed
-
-A generation is part of the names of records and buckets: dropping a corpus
-removes its header in one step, and whatever is freed later cannot be mistaken
-for the data of a new corpus of the same name. Nothing here ever flushes a database.
+"""The duplicate index: corpora of signatures in Redis. How they lie there: `layout.py`.
 
 `DuplicateStore.check_and_insert` is one atomic script call per group of
 documents: look up, verify, decide, insert (`check_and_insert.lua`). Documents
 are decided in order, also inside a group. A duplicate is not inserted, so an
 answer always names a document that was kept. The call may be repeated: a
-document that is known under the same id with the same text is not its own
-duplicate.
+document that is known under the same id with the same text has its stored
+answer.
 
-This module is the only one that talks to Redis about duplicates; it knows
-nothing of text.
+What a corpus is and how long it remembers stands in its header, which every
+call checks. Nothing here ever flushes a database.
+
+This module and `corpora.py` are the only ones that talk to Redis about
+duplicates; they know nothing of text.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
+import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from itertools import chain
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import redis
 from numpy.typing import NDArray
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
-from dqs.errors import ConfigError, CorpusMismatch, IndexUnavailable, RequestError
+from dqs.errors import CorpusMismatch, IndexUnavailable
+from dqs.index.bands import MAX_SAME, MAX_VERIFIED
 from dqs.index.circuit import Circuit
-from dqs.index.signature import NORMALISER, SHINGLE_TOKENS, SignatureParameters, Signatures
+from dqs.index.connection import Packed, connect, is_read_only, persistence_warnings, translated
+from dqs.index.layout import (
+    EMPTY_BINS,
+    FIRST_BUCKETS,
+    FIXED_STRUCTURES,
+    MAX_BUCKETS,
+    CorpusOptions,
+    Stored,
+    Submission,
+    bucket_numbers,
+    corpus_base,
+    decoded_id,
+    difference,
+    encoded_id,
+    find_numbers,
+    id_keys,
+    is_of_this_format,
+    packed_words,
+    read_parameters,
+    registry_key,
+    write_parameters,
+)
+from dqs.index.lines import (
+    COPY_BYTES,
+    FIRST_SLOTS,
+    SeenLines,
+    as_pairs,
+    count_seen,
+    distinct,
+    reads,
+    writes,
+)
+from dqs.index.signature import SignatureParameters, Signatures, similarity_of
 
-FORMAT_VERSION = 1
-"""Of the layout in Redis; part of the header."""
+__all__ = ["CorpusOptions", "DuplicateStore", "Duplicates", "connect", "persistence_warnings"]
 
 GROUP_DOCUMENTS = 16
-"""Documents per script call: 1.5 to 2 ms of Redis's time, so that other clients never wait 5 ms."""
+"""Documents per script call: about 1 ms of Redis's time, so that other clients never wait 5 ms."""
 
-ENTRIES_PER_BUCKET = 64
+ENTRIES_PER_BUCKET = 16
 """Mean length of a bucket from which on the corpus gets more buckets."""
 
-FIRST_BUCKETS = 64
-"""Buckets per band of a new corpus; a power of two."""
-
-SPLIT_BUCKETS = 4
+SPLIT_BUCKETS = 8
 """Buckets split by one script call; divides `FIRST_BUCKETS`."""
 
-MAX_BUCKETS = 1 << 24
-"""From here on, some 10^9 documents, buckets grow longer instead of more."""
-
-MAX_ID_BYTES = 1024
-"""Longest document id, in UTF-8 bytes."""
-
-MAX_NAME_BYTES = 256
-"""Longest name of a corpus or tenant, in UTF-8 bytes."""
-
-MIN_REDIS_VERSION = (6, 2)
-
-_FIXED_BUCKETS = 2  # ids and text hashes, before the bands
-_BUCKET_DIGITS = 6
-_HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
-_FLAG_INSERT, _FLAG_SKETCH, _FLAG_EMPTY = 1, 2, 4
-_ESCAPES = {ord(character): f"%{ord(character):02X}" for character in "%:{}"}
-_UNLINK_KEYS = 2000
 _MAX_LAYOUT_CHANGES = 100
-
-_log = logging.getLogger(__name__)
+_REMOVE_DOCUMENTS = 32
+"""Looked at by one script call that removes; twice as many as are inserted by one, so that windows keep pace."""
+_FIND_DOCUMENTS = 512
+_LINE_PIECES = 4
+DATA = ("records", "retries", "buckets", "lines")
+"""What a generation consists of, and the last part of each name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,82 +96,41 @@ class Duplicates:
         similarity: float32[n]; estimated Jaccard similarity to that document in [0, 1]; 1 for an
             exact duplicate; 0 = no duplicate; NaN = unknown (`reused_id`).
         exact: bool[n]; the normalised texts are the same.
+        bands_met: uint8[n]; in how many bands the two documents met; 0 = no duplicate.
+        lines_seen: uint8[n]; how many of the document's lines the corpus knew when it first came.
         reused_id: bool[n]; the corpus has this id with another text; nothing was decided or stored.
     """
 
     duplicate_of: list[str | None]
     similarity: NDArray[np.float32]
     exact: NDArray[np.bool_]
+    bands_met: NDArray[np.uint8]
+    lines_seen: NDArray[np.uint8]
     reused_id: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """What a client must know of a corpus to name its keys."""
 
+    parameters: SignatureParameters
+    header: str
+    options: CorpusOptions
     generation: str
     buckets: int
+    revision: int
 
 
-def connect(url: str, *, timeout_s: float = 2.0, retries: int = 2) -> redis.Redis:
-    """A client for a Redis or Valkey server, checked.
+@dataclass(slots=True)
+class _Ageing:
+    """When a corpus has something to forget, as far as this process knows.
 
-    A call ends after at most `(retries + 1) * timeout_s` plus short pauses.
-    Settings under which the index would lose data are logged as warnings.
-
-    Args:
-        url: `redis://`, `rediss://` or `unix://`.
-        timeout_s: for connecting and for every answer.
-        retries: repetitions after a lost connection or a late answer; safe, see the module.
-
-    Raises:
-        ConfigError: the URL is malformed or the server too old.
-        IndexUnavailable: nothing answers there.
+    Attributes:
+        due_s: Unix time at which the oldest document or retry leaves its window; 0 = not known yet.
     """
-    shown = _without_password(url)
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), retries),
-            retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-            command_packer=_CommandPacker(),
-        )
-    except ValueError as error:
-        raise ConfigError(f"{shown} is not a Redis URL ({error}); give redis://HOST:PORT/0") from None
-    try:
-        with _translated(f"Redis at {shown}"):
-            version = str(_info(client, "server").get("redis_version", "0"))
-        if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS_VERSION:
-            raise ConfigError(f"Redis at {shown} is version {version}; 6.2 or later is needed")
-    except Exception:
-        client.close()
-        raise
-    for warning in persistence_warnings(client):
-        _log.warning("Redis at %s: %s", shown, warning)
-    return client
 
-
-def persistence_warnings(client: redis.Redis) -> list[str]:
-    """One sentence per setting of the server under which the index would silently lose documents."""
-    try:
-        policy = str(_info(client, "memory").get("maxmemory_policy", "noeviction"))
-        persistence = _info(client, "persistence")
-        snapshots = client.config_get("save").get("save", "")
-    except redis.RedisError:
-        # Managed servers forbid CONFIG; without an answer there is nothing to warn of.
-        return []
-    warnings = []
-    if policy != "noeviction":
-        warnings.append(
-            f"maxmemory-policy is {policy}, so a full server forgets documents and their duplicates are kept; "
-            "set it to noeviction"
-        )
-    # While Redis loads its append-only file, it says that it has none.
-    if not persistence.get("aof_enabled") and not persistence.get("loading") and not snapshots:
-        warnings.append("neither appendonly nor save is on, so a restart forgets every corpus; set appendonly yes")
-    return warnings
+    due_s: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DuplicateStore:
@@ -182,6 +141,7 @@ class DuplicateStore:
         client: redis.Redis,
         parameters: SignatureParameters | None = None,
         *,
+        options: CorpusOptions | None = None,
         tenant: str = "default",
         group_documents: int = GROUP_DOCUMENTS,
     ) -> None:
@@ -189,28 +149,26 @@ class DuplicateStore:
 
         Args:
             client: of `connect`, with undecoded replies.
-            parameters: of every corpus; the default ones if None.
+            parameters: of corpora that are made by their first document; the default ones if None.
+            options: of such corpora.
             tenant: corpora of different tenants never meet.
             group_documents: documents per script call.
         """
-        self.parameters = parameters or SignatureParameters()
-        self._client = client
-        self._tenant = _key_name(tenant, "tenant")
+        self.default_parameters = parameters or SignatureParameters()
+        self.default_options = options or CorpusOptions()
+        self.client = client
+        self.tenant = tenant
+        self._registry = registry_key(tenant)
         self._group_documents = group_documents
-        self._header = json.dumps(
-            {
-                "format": FORMAT_VERSION,
-                "normaliser": NORMALISER,
-                "shingle_tokens": SHINGLE_TOKENS,
-                **asdict(self.parameters),
-            },
-            sort_keys=True,
-        )
-        self._agreements = _agreements_by_difference(self.parameters.bits)
         folder = files("dqs.index")
-        self._check_and_insert = client.register_script((folder / "check_and_insert.lua").read_bytes())
-        self._grow = client.register_script((folder / "grow.lua").read_bytes())
-        self._layouts: dict[str, _Layout] = {}
+        common = (folder / "common.lua").read_bytes()
+        self._scripts = {
+            name: client.register_script(common + (folder / f"{name}.lua").read_bytes())
+            for name in ("check_and_insert", "grow", "remove", "remember_lines", "double_lines", "configure")
+        }
+        self._layouts: dict[str, Layout] = {}
+        self._openings: dict[str, tuple[Layout, Packed]] = {}
+        self._ageing: dict[str, _Ageing] = {}
         self._lock = threading.Lock()
         self._circuit = Circuit()
         self._tenants: dict[str, DuplicateStore] = {tenant: self}
@@ -225,23 +183,50 @@ class DuplicateStore:
             store = self._tenants.get(tenant)
             if store is None:
                 store = DuplicateStore(
-                    self._client, self.parameters, tenant=tenant, group_documents=self._group_documents
+                    self.client,
+                    self.default_parameters,
+                    options=self.default_options,
+                    tenant=tenant,
+                    group_documents=self._group_documents,
                 )
                 store._tenants = self._tenants
                 store._circuit = self._circuit
                 self._tenants[tenant] = store
             return store
 
+    def parameters(self, corpus: str) -> SignatureParameters:
+        """How documents must be signed for a corpus; those that it will be made with if there is none.
+
+        Raises:
+            RequestError: the name is empty or too long.
+            CorpusMismatch: this version cannot read the corpus.
+            IndexUnavailable: Redis does not answer.
+        """
+        layout = self._layouts.get(corpus) or self.read_layout(corpus)
+        return self.default_parameters if layout is None else layout.parameters
+
     def check_and_insert(
-        self, corpus: str, ids: Sequence[str], signatures: Signatures, insert: NDArray[np.bool_]
+        self,
+        corpus: str,
+        ids: Sequence[str],
+        signatures: Signatures,
+        insert: NDArray[np.bool_],
+        *,
+        lines_seen: NDArray[np.uint8] | None = None,
+        replace: bool = False,
+        unchecked: bool = False,
     ) -> Duplicates:
         """Looks up documents in a corpus and inserts those that repeat nothing.
 
         Args:
             corpus: made if it does not exist.
             ids: n document ids, unique within the corpus.
-            signatures: of the n documents, made with this store's parameters.
+            signatures: of the n documents, made with the corpus's parameters.
             insert: bool[n]; false = look up only.
+            lines_seen: uint8[n]; of `see_lines`, stored and given back when a document is answered again.
+            replace: a document whose id the corpus has with another text takes its place:
+                the other one is deleted first.
+            unchecked: keeps documents whatever they repeat, as an import does.
 
         Raises:
             RequestError: a name or id is empty or too long.
@@ -249,40 +234,115 @@ class DuplicateStore:
             IndexUnavailable: Redis does not answer, is loading or is full. Groups answered
                 before that stay inserted; repeating the call gives their answers again.
         """
-        if signatures.parameters != self.parameters:
-            raise ValueError("these signatures were made with other parameters than the store's")
         n = len(ids)
-        encoded = [_encoded_id(document) for document in ids]
-        result = Duplicates([None] * n, np.zeros(n, np.float32), np.zeros(n, np.bool_), np.zeros(n, np.bool_))
+        encoded = [encoded_id(document) for document in ids]
+        result = Duplicates(
+            [None] * n,
+            np.zeros(n, np.float32),
+            np.zeros(n, np.bool_),
+            np.zeros(n, np.uint8),
+            np.zeros(n, np.uint8) if lines_seen is None else lines_seen.copy(),
+            np.zeros(n, np.bool_),
+        )
         if n == 0:
             return result
-        fingerprints = self._fingerprints(encoded, signatures)
-        packed = self._pack(signatures, fingerprints, insert)
-        base = self._base(corpus)
-        agreements = np.zeros(n, dtype=np.int64)
+        base = corpus_base(self.tenant, corpus)
+        submission = Submission.of(
+            encoded, signatures, insert, result.lines_seen.copy(), unchecked=unchecked, replace=replace
+        )
+        counts = np.zeros((n, 3), dtype=np.int64)
         start = 0
         while start < n:
-            group = slice(start, min(start + self._group_documents, n))
-            answers = self._call_group(corpus, base, fingerprints[group], packed[group], encoded[group])
+            answers = self._call_group(corpus, base, submission, start, min(start + self._group_documents, n))
             for document, answer in enumerate(answers, start):
-                if not answer or answer == b"k":
+                if not answer:
                     continue
                 kind = answer[:1]
                 if kind == b"r":
                     result.reused_id[document] = True
                     result.similarity[document] = np.nan
-                elif kind == b"x":
-                    result.duplicate_of[document] = answer[1:].decode("utf-8", "surrogatepass")
+                    continue
+                result.lines_seen[document] = answer[1]
+                if kind == b"k":
+                    continue
+                result.bands_met[document] = answer[2]
+                if kind == b"x":
+                    result.duplicate_of[document] = decoded_id(answer[3:])
                     result.exact[document] = True
                     result.similarity[document] = 1.0
                 else:
-                    result.duplicate_of[document] = answer[3:].decode("utf-8", "surrogatepass")
-                    agreements[document] = int.from_bytes(answer[1:3], "big")
+                    result.duplicate_of[document] = decoded_id(answer[9:])
+                    counts[document] = np.frombuffer(answer, dtype=">u2", count=3, offset=3)
             # The script may answer fewer documents than asked, to keep its time short.
             start += len(answers)
-        near = agreements > 0
-        result.similarity[near] = self.parameters.similarity(agreements[near])
+        near = np.flatnonzero(counts[:, 2])
+        if near.size:
+            result.similarity[near] = similarity_of(*counts[near].T)
         return result
+
+    def see_lines(self, corpus: str, lines: NDArray[np.uint32]) -> SeenLines | None:
+        """Which lines of n documents earlier documents of the corpus had; see `dqs.index.lines`.
+
+        Args:
+            corpus: none of its lines is known if there is no such corpus.
+            lines: uint32[n, LINES] of their signatures.
+
+        Returns:
+            None where the corpus remembers no lines.
+
+        Raises:
+            IndexUnavailable: Redis does not answer.
+        """
+        layout = self._layouts.get(corpus) or self.read_layout(corpus)
+        if not (self.default_options if layout is None else layout.options).line_slots:
+            return None
+        hashes, of, first = distinct(lines)
+        pairs = np.zeros((hashes.size, 2), dtype=np.uint32)
+        slots = FIRST_SLOTS
+        if layout is not None and hashes.size:
+            base = corpus_base(self.tenant, corpus)
+            with self.asking():
+                slots = int(self.client.hget(base + "header", "line_slots") or FIRST_SLOTS)
+                with self.client.pipeline(transaction=False) as pipeline:
+                    for packed in reads(hashes, slots):
+                        pipeline.execute_command(  # type: ignore[no-untyped-call]
+                            "BITFIELD_RO", f"{base}{layout.generation}:lines", packed
+                        )
+                    pairs = as_pairs([number for part in pipeline.execute() for number in part])
+        return SeenLines(lines, hashes, of, pairs, slots, count_seen(lines, hashes, of, first, pairs))
+
+    def remember_lines(self, corpus: str, seen: SeenLines, kept: NDArray[np.bool_]) -> None:
+        """Takes down the lines of documents that were kept.
+
+        Args:
+            corpus: does nothing if it is gone.
+            seen: what `see_lines` has returned for n documents.
+            kept: bool[n].
+
+        Raises:
+            IndexUnavailable: Redis does not answer.
+        """
+        layout = self._layouts.get(corpus)
+        unknown = seen.unknown(kept)
+        if layout is None or not unknown.size:
+            return
+        base = corpus_base(self.tenant, corpus)
+        lines = 0
+        for packed, fresh in writes(seen.hashes[unknown], seen.pairs[unknown], seen.slots):
+            reply = self._run("remember_lines", base, layout.generation, [fresh], packed)
+            if reply[0] != b"done":
+                return
+            lines = int(reply[1])
+        # From a quarter full on, too many a line would push out another. A few pieces at a time, so that nobody
+        # waits long.
+        slots = seen.slots
+        for _ in range(_LINE_PIECES):
+            if 4 * lines <= slots or 2 * slots > layout.options.line_slots:
+                break
+            reply = self._run("double_lines", base, layout.generation, [slots, COPY_BYTES])
+            if reply[0] != b"done":
+                break
+            slots = int(reply[1])
 
     @property
     def is_left_alone(self) -> bool:
@@ -290,14 +350,135 @@ class DuplicateStore:
         return not self._circuit.would_admit()
 
     def documents(self, corpus: str) -> int:
-        """Number of documents inserted into a corpus; 0 if there is none.
+        """Number of kept documents in a corpus; 0 if there is none.
 
         Raises:
             IndexUnavailable: Redis does not answer.
         """
-        with self._asking():
-            stored = self._client.hget(self._base(corpus) + "header", "documents")
+        with self.asking():
+            stored = self.client.hget(corpus_base(self.tenant, corpus) + "header", "documents")
         return int(stored or 0)
+
+    def create(
+        self, corpus: str, parameters: SignatureParameters | None = None, options: CorpusOptions | None = None
+    ) -> bool:
+        """Makes a corpus.
+
+        Args:
+            corpus: its name.
+            parameters: of its signatures; the store's default ones if None.
+            options: what may be changed later; the store's default ones if None.
+
+        Returns:
+            False if there is one with the same parameters, which keeps its options.
+
+        Raises:
+            RequestError: the name is empty or too long.
+            CorpusMismatch: there is one with other parameters.
+            IndexUnavailable: Redis does not answer.
+        """
+        generation = secrets.token_hex(4)
+        wanted = parameters or self.default_parameters
+        layout = self._make(corpus, generation, wanted, options or self.default_options)
+        if layout.parameters != wanted:
+            raise CorpusMismatch(
+                f"corpus {corpus} exists and was made with {difference(layout.parameters, wanted)}; "
+                "name another corpus, or drop this one"
+            )
+        return layout.generation == generation
+
+    def configure(self, corpus: str, options: CorpusOptions) -> None:
+        """Changes the options of a corpus; shorter windows take effect at once and are freed while it is in use.
+
+        Raises:
+            CorpusMismatch: there is no such corpus, or this version cannot read it.
+            IndexUnavailable: Redis does not answer.
+        """
+        layout = self.read_layout(corpus)
+        if layout is None:
+            raise CorpusMismatch(f"there is no corpus {corpus}; create it, or score documents into it")
+        fields = [word for pair in _option_fields(options).items() for word in pair]
+        self._run("configure", corpus_base(self.tenant, corpus), layout.generation, fields)
+        with self._lock:
+            self._layouts.pop(corpus, None)
+            self._ageing.pop(corpus, None)
+
+    def delete(self, corpus: str, ids: Iterable[str]) -> int:
+        """Deletes documents: when it returns, no answer names them and Redis holds nothing of them.
+
+        What Redis has written to its disk before is there until it next rewrites its files; see
+        `dqs.index.corpora.rewrite_files`. A line that they brought into the corpus stays known as seen.
+
+        Args:
+            corpus: does nothing if there is none.
+            ids: of kept documents, or of others whose answer is remembered; unknown ones are passed over.
+
+        Returns:
+            How many ids were known.
+
+        Raises:
+            RequestError: a name or id is empty or too long.
+            IndexUnavailable: Redis does not answer; repeat the call.
+        """
+        encoded = list(dict.fromkeys(encoded_id(document) for document in ids))
+        base = corpus_base(self.tenant, corpus)
+        raw = id_keys(encoded).tobytes()
+        known = 0
+        for start in range(0, len(encoded), _REMOVE_DOCUMENTS):
+            part = encoded[start : start + _REMOVE_DOCUMENTS]
+            pairs = [word for place, id_ in enumerate(part, start) for word in (raw[4 * place : 4 * place + 4], id_)]
+            reply = self._call_remove(corpus, base, ["ids"], Packed(len(pairs), packed_words(pairs)))
+            if reply is None:
+                return known
+            known += int(reply[1])
+        return known
+
+    def find(self, corpus: str, ids: Iterable[str]) -> list[Stored]:
+        """What a corpus holds under some ids: kept documents, and remembered answers about others.
+
+        Raises:
+            RequestError: a name or id is empty or too long.
+            IndexUnavailable: Redis does not answer.
+        """
+        encoded = [encoded_id(document) for document in ids]
+        base = corpus_base(self.tenant, corpus)
+        parts = (encoded[start : start + _FIND_DOCUMENTS] for start in range(0, len(encoded), _FIND_DOCUMENTS))
+        return [stored for part in parts for stored in self._find(corpus, base, part)]
+
+    def expire(self, corpus: str, budget: int) -> int:
+        """Forgets what has left the corpus's windows, the oldest first.
+
+        `check_and_insert` does so along with its work; a corpus that is not in use needs somebody to call this.
+
+        Args:
+            corpus: does nothing if there is none.
+            budget: looks at no more documents than this.
+
+        Returns:
+            How many documents and answers were removed.
+
+        Raises:
+            IndexUnavailable: Redis does not answer.
+        """
+        base = corpus_base(self.tenant, corpus)
+        removed = 0
+        while budget > 0:
+            layout = self._layouts.get(corpus) or self.read_layout(corpus)
+            if layout is None:
+                break
+            options = layout.options
+            look_at = min(budget, _REMOVE_DOCUMENTS)
+            most = "" if options.window_documents is None else options.window_documents
+            reply = self._call_remove(corpus, base, ["expired", look_at, most, options.retry_documents])
+            if reply is None:
+                break
+            removed += int(reply[1])
+            budget -= look_at
+            due_s = float(reply[3]) if reply[3] else float("inf")
+            self._ageing.setdefault(corpus, _Ageing()).due_s = due_s
+            if due_s > 0:
+                break
+        return removed
 
     def drop_corpus(self, corpus: str) -> None:
         """Removes a corpus and frees its memory; does nothing if there is none.
@@ -308,289 +489,264 @@ class DuplicateStore:
         Raises:
             IndexUnavailable: Redis does not answer.
         """
-        base = self._base(corpus)
+        base = corpus_base(self.tenant, corpus)
         with self._lock:
             self._layouts.pop(corpus, None)
-        with self._asking():
-            header: dict[Any, Any] = self._client.hgetall(base + "header")
-            with self._client.pipeline(transaction=True) as pipeline:
-                if header:
-                    parameters = json.loads(header[b"parameters"])
-                    structures = _FIXED_BUCKETS + int(parameters["bands"])
-                    # Others may add buckets until the header is gone; one doubling more is far away.
-                    remains = f"{header[b'generation'].decode()} {structures} {2 * int(header[b'buckets'])}"
-                    pipeline.sadd(base + "dropped", remains)
+            self._ageing.pop(corpus, None)
+        with self.asking():
+            generation, parameters = self.client.hmget(base + "header", "generation", "parameters")
+            with self.client.pipeline(transaction=True) as pipeline:
+                if generation is not None:
+                    pipeline.sadd(base + "dropped", generation)
                     pipeline.delete(base + "header")
                 pipeline.smembers(base + "dropped")
                 dropped = pipeline.execute()[-1]
-            for remains in dropped:
-                generation, structures, buckets = remains.decode().split(" ")
-                self._free(base, generation, int(structures), int(buckets))
-                self._client.srem(base + "dropped", remains)
+            if parameters is not None and not is_of_this_format(parameters):
+                # Other formats have keys of other names.
+                for key in self.client.scan_iter(match=_literally(base) + b"*", count=1000):
+                    if not key.endswith(b"dropped"):
+                        self.client.unlink(key)
+            for generation in dropped:
+                # Redis frees them in a thread of its own.
+                self.client.unlink(*(f"{base}{generation.decode()}:{name}" for name in DATA))
+                self.client.srem(base + "dropped", generation)
+            self.client.srem(self._registry, corpus.encode())
 
     def close(self) -> None:
         """Closes the connections."""
-        self._client.close()
+        self.client.close()
 
-    def _call_group(
-        self,
-        corpus: str,
-        base: str,
-        fingerprints: NDArray[np.uint32],
-        packed: Sequence[bytes],
-        ids: Sequence[bytes],
-    ) -> list[bytes]:
-        arguments: list[bytes] = [b""] * (2 * len(ids))
-        arguments[::2] = packed
-        arguments[1::2] = ids
-        for _ in range(_MAX_LAYOUT_CHANGES):
-            layout = self._open(corpus, base)
-            prefix = f"{base}{layout.generation}:"
-            keys: list[Any] = [base + "header", prefix + "records", *_bucket_keys(prefix, fingerprints, layout.buckets)]
-            with self._asking():
-                reply: list[Any] = self._check_and_insert(
-                    keys=keys,
-                    args=[
-                        self._header, layout.generation, layout.buckets, self.parameters.bands,
-                        self.parameters.min_agreements, self.parameters.sketch_bytes, self._agreements, *arguments,
-                    ],
-                )  # fmt: skip
-            if reply[0] == b"done":
-                if ENTRIES_PER_BUCKET * layout.buckets < reply[1] and layout.buckets < MAX_BUCKETS:
-                    self._split(corpus, base, layout)
-                return reply[2:]
-            with self._lock:
-                if reply[0] == b"buckets":
-                    self._layouts[corpus] = _Layout(layout.generation, int(reply[1]))
-                else:
-                    self._layouts.pop(corpus, None)
-        raise IndexUnavailable(f"corpus {corpus} is being remade faster than it can be read; try again")
+    def read_layout(self, corpus: str) -> Layout | None:
+        """Reads a corpus's header; None if there is no such corpus.
 
-    def _open(self, corpus: str, base: str) -> _Layout:
-        """The corpus's layout; makes the corpus if there is none and checks its header."""
-        layout = self._layouts.get(corpus)
-        if layout is not None:
-            return layout
-        key = base + "header"
-        with _translated(), self._client.pipeline(transaction=True) as pipeline:
-            # Whoever comes first makes the header; the others read it.
-            pipeline.hsetnx(key, "parameters", self._header)
-            pipeline.hsetnx(key, "generation", secrets.token_hex(4))
-            pipeline.hsetnx(key, "buckets", str(FIRST_BUCKETS))
-            pipeline.hsetnx(key, "documents", "0")
-            pipeline.hmget(key, "parameters", "generation", "buckets")
-            parameters, generation, buckets = pipeline.execute()[-1]
-        if parameters.decode() != self._header:
-            raise CorpusMismatch(
-                f"corpus {corpus} was made with {_difference(parameters, self._header)}; "
-                "score with these parameters, name another corpus, or drop this one"
-            )
-        layout = _Layout(generation.decode(), int(buckets))
+        Raises:
+            RequestError: the name is empty or too long.
+            CorpusMismatch: this version cannot read the corpus.
+            IndexUnavailable: Redis does not answer.
+        """
+        key = corpus_base(self.tenant, corpus) + "header"
+        with self.asking():
+            values = self.client.hmget(key, "parameters", "generation", "buckets", "options", "revision")
+        return self._remember(corpus, values) if values[0] is not None else None
+
+    def _make(self, corpus: str, generation: str, parameters: SignatureParameters, options: CorpusOptions) -> Layout:
+        """Makes the corpus if there is none, and returns the layout of the one there is."""
+        key = corpus_base(self.tenant, corpus) + "header"
+        first = {
+            "parameters": write_parameters(parameters),
+            "generation": generation,
+            "buckets": str(FIRST_BUCKETS),
+            "created_s": str(int(time.time())),
+            **_option_fields(options),
+            **dict.fromkeys(_COUNTERS, "0"),
+            "line_slots": str(FIRST_SLOTS),
+        }
+        with self.asking():
+            # Listed before it is there, or a kill in between would hide it.
+            self.client.sadd(self._registry, corpus.encode())
+            with self.client.pipeline(transaction=True) as pipeline:
+                # Whoever comes first makes the header; the others read it.
+                for name, value in first.items():
+                    pipeline.hsetnx(key, name, value)
+                pipeline.hmget(key, "parameters", "generation", "buckets", "options", "revision")
+                values = pipeline.execute()[-1]
+        return self._remember(corpus, values)
+
+    def _remember(self, corpus: str, values: Sequence[Any]) -> Layout:
+        parameters, generation, buckets, options, revision = (value or b"" for value in values)
+        read = read_parameters(corpus, parameters)
+        layout = Layout(
+            read, parameters.decode(), CorpusOptions.read(options), generation.decode(), int(buckets), int(revision)
+        )
         with self._lock:
             self._layouts[corpus] = layout
         return layout
 
-    def _split(self, corpus: str, base: str, layout: _Layout) -> None:
-        """Adds `SPLIT_BUCKETS` buckets per structure."""
-        before = layout.buckets
-        after = before + SPLIT_BUCKETS
-        power = 1 << (before.bit_length() - 1)
-        new = np.arange(before, after, dtype=np.uint32).reshape(-1, 1)
-        shape = (SPLIT_BUCKETS, _FIXED_BUCKETS + self.parameters.bands)
-        prefix = f"{base}{layout.generation}:"
-        olds = _format_keys(prefix, np.broadcast_to(new - np.uint32(power), shape))
-        news = _format_keys(prefix, np.broadcast_to(new, shape))
-        keys: list[Any] = [base + "header", *chain.from_iterable(zip(olds, news, strict=True))]
-        bit = before.bit_length() - 1
-        with self._asking():
-            buckets = self._grow(
-                keys=keys,
-                args=[layout.generation, before, after, bit // 8, 1 << (bit % 8)],
+    def _call_group(self, corpus: str, base: str, submission: Submission, start: int, stop: int) -> list[bytes]:
+        parameters = submission.signatures.parameters
+        for _ in range(_MAX_LAYOUT_CHANGES):
+            layout = self._layouts.get(corpus) or self._make(
+                corpus, secrets.token_hex(4), self.default_parameters, self.default_options
             )
+            if layout.parameters != parameters:
+                raise CorpusMismatch(
+                    f"corpus {corpus} was made with {difference(layout.parameters, parameters)}; "
+                    "score with these parameters, name another corpus, or drop this one"
+                )
+            documents = Packed(1, packed_words([b"%d" % (stop - start)])).then(
+                submission.pack(start, stop, layout.buckets)
+            )
+            reply = self._evaluate("check_and_insert", self._opening(base, layout).then(documents))
+            if reply[0] == b"done":
+                self._look_after(corpus, base, layout, reply, stop - start)
+                return reply[6:]
+            self._note(corpus, layout, reply)
+        raise IndexUnavailable(f"corpus {corpus} is being remade faster than it can be read; try again")
+
+    def _call_remove(
+        self, corpus: str, base: str, arguments: Sequence[Any], more: Packed | None = None
+    ) -> list[Any] | None:
+        """Calls `remove.lua`; None where there is no such corpus."""
+        for _ in range(_MAX_LAYOUT_CHANGES):
+            layout = self._layouts.get(corpus) or self.read_layout(corpus)
+            if layout is None:
+                return None
+            parameters = layout.parameters
+            reply = self._run(
+                "remove", base, layout.generation, [parameters.bands, parameters.sketch_bytes, *arguments], more
+            )
+            if reply[0] == b"done":
+                return reply
+            self._note(corpus, layout, reply)
+        raise IndexUnavailable(f"corpus {corpus} is being remade faster than it can be read; try again")
+
+    def _note(self, corpus: str, layout: Layout, reply: Sequence[Any]) -> None:
+        """Takes down that a corpus has changed."""
         with self._lock:
-            if buckets:
-                self._layouts[corpus] = _Layout(layout.generation, int(buckets))
+            if reply[0] == b"buckets":
+                self._layouts[corpus] = replace(layout, buckets=int(reply[1]))
             else:
                 self._layouts.pop(corpus, None)
 
-    def _free(self, base: str, generation: str, structures: int, buckets: int) -> None:
-        prefix = f"{base}{generation}:"
-        self._client.unlink(prefix + "records")
-        for start in range(0, buckets, _UNLINK_KEYS):
-            numbers = np.arange(start, min(start + _UNLINK_KEYS, buckets), dtype=np.uint32)
-            with self._client.pipeline(transaction=False) as pipeline:
-                for structure in range(structures):
-                    pipeline.unlink(*_format_keys(prefix, numbers.reshape(-1, 1), first_structure=structure))
-                pipeline.execute()
+    def _look_after(self, corpus: str, base: str, layout: Layout, reply: Sequence[Any], asked: int) -> None:
+        """Adds buckets to a corpus that has grown, and forgets what has left its windows."""
+        documents, retries, oldest_retry, seconds, revision = map(int, reply[1:6])
+        if revision != layout.revision:
+            # Somebody has changed the options.
+            self.read_layout(corpus)
+            self._ageing.pop(corpus, None)
+            return
+        remembered = retries - oldest_retry
+        # Answers stand in the buckets of ids alone, which may be four times as long as the others.
+        longest = max(documents, (documents + remembered) // 4)
+        if ENTRIES_PER_BUCKET * layout.buckets < longest and layout.buckets < MAX_BUCKETS:
+            structures = FIXED_STRUCTURES + layout.parameters.bands
+            grown = [layout.buckets, layout.buckets + SPLIT_BUCKETS, structures]
+            self._note(corpus, layout, self._run("grow", base, layout.generation, grown))
+        options = layout.options
+        ageing = self._ageing.setdefault(corpus, _Ageing())
+        if (
+            seconds >= ageing.due_s
+            or (options.window_documents is not None and documents > options.window_documents)
+            or remembered > options.retry_documents
+        ) and ageing.lock.acquire(blocking=False):
+            try:
+                self.expire(corpus, 2 * asked)
+            finally:
+                ageing.lock.release()
+
+    def _find(self, corpus: str, base: str, ids: Sequence[bytes]) -> list[Stored]:
+        keys = id_keys(ids)
+        raw = keys.tobytes()
+        wanted = set(ids)
+        buckets: list[bytes | None] = []
+        parameters, prefix = self.default_parameters, ""
+        for _ in range(_MAX_LAYOUT_CHANGES):
+            layout = self.read_layout(corpus)
+            if layout is None or not ids:
+                return []
+            parameters = layout.parameters
+            prefix = f"{base}{layout.generation}:"
+            numbers = bucket_numbers(keys, layout.buckets).astype(">u4").tobytes()
+            fields = [numbers[start : start + 4] for start in range(0, len(numbers), 4)]
+            with self.asking(), self.client.pipeline(transaction=True) as pipeline:
+                pipeline.hmget(prefix + "buckets", fields)
+                pipeline.hmget(base + "header", "generation", "buckets")
+                buckets, now = pipeline.execute()
+            if now == [layout.generation.encode(), b"%d" % layout.buckets]:
+                break
+        found: list[Stored] = []
+        named = [
+            number for place, bucket in enumerate(buckets) for number in find_numbers(bucket, raw[4 * place :][:4])
+        ]
+        for name, part in (
+            ("records", [number for number in named if number[0] < 128]),
+            ("retries", [number for number in named if number[0] >= 128]),
+        ):
+            if part:
+                with self.asking():
+                    values: list[Any] = self.client.hmget(prefix + name, part)
+                found += [
+                    Stored.of(number, value, parameters)
+                    for number, value in zip(part, values, strict=True)
+                    if value is not None
+                ]
+        return [stored for stored in found if stored.id in wanted]
+
+    def _run(
+        self, script: str, base: str, generation: str, arguments: Sequence[Any], more: Packed | None = None
+    ) -> list[Any]:
+        """Calls a script; `more` are arguments in Redis's protocol already."""
+        keys = [base + "header", *(f"{base}{generation}:{name}" for name in DATA)]
+        words = [str(word).encode() for word in (self._scripts[script].sha, len(keys), *keys, generation, *arguments)]
+        packed = Packed(len(words), packed_words(words))
+        return self._evaluate(script, packed if more is None else packed.then(more))
+
+    def _opening(self, base: str, layout: Layout) -> Packed:
+        """The arguments of `check_and_insert.lua` that are the same for all documents."""
+        known = self._openings.get(base)
+        if known is None or known[0] is not layout:
+            parameters = layout.parameters
+            keys = [base + "header", *(f"{base}{layout.generation}:{name}" for name in DATA)]
+            words = [
+                self._scripts["check_and_insert"].sha, len(keys), *keys, layout.generation, layout.header,
+                layout.buckets, parameters.bands, parameters.bins, repr(parameters.least_similarity),
+            ]  # fmt: skip
+            encoded = [str(word).encode() for word in words]
+            encoded += (EMPTY_BINS, b"%d" % MAX_SAME, b"%d" % MAX_VERIFIED)
+            known = self._openings[base] = (layout, Packed(len(encoded), packed_words(encoded)))
+        return known[1]
+
+    def _evaluate(self, script: str, arguments: Packed) -> list[Any]:
+        with self.asking():
+            for _ in range(2):
+                try:
+                    reply: list[Any] = self.client.execute_command("EVALSHA", arguments)  # type: ignore[no-untyped-call]
+                    return reply
+                except redis.exceptions.NoScriptError:
+                    # A restart or SCRIPT FLUSH has lost it.
+                    self.client.script_load(self._scripts[script].script)
+        raise IndexUnavailable("Redis forgets scripts as soon as they are loaded; check the server")
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
+    def asking(self) -> Iterator[None]:
         """Translates failures, and leaves a server alone that did not answer; see `Circuit`."""
         if not self._circuit.admit():
             raise IndexUnavailable("Redis did not answer a moment ago and is left alone for a while; try again shortly")
         begin_s = time.monotonic()
         try:
-            with _translated():
+            with translated():
                 yield
         except IndexUnavailable as error:
             if isinstance(error.__context__, redis.ConnectionError | redis.TimeoutError):
                 self._circuit.fail(time.monotonic() - begin_s)
             else:  # it answers, though not with what was asked for
                 self._circuit.succeed()
+                if is_read_only(error.__context__):
+                    # The name may stand for another server by now; old connections would stay with this one.
+                    self.client.connection_pool.disconnect(inuse_connections=False)
             raise
         except BaseException:
             self._circuit.succeed()
             raise
         self._circuit.succeed()
 
-    def _base(self, corpus: str) -> str:
-        return f"dqs:{{{self._tenant}:{_key_name(corpus, 'corpus')}}}:"
 
-    def _fingerprints(self, ids: Sequence[bytes], signatures: Signatures) -> NDArray[np.uint32]:
-        """uint32[n, 2 + bands]: of id, text and bands."""
-        digests = b"".join(hashlib.blake2b(document, digest_size=4).digest() for document in ids)
-        fingerprints = np.empty((len(ids), _FIXED_BUCKETS + self.parameters.bands), dtype="<u4")
-        fingerprints[:, 0] = np.frombuffer(digests, dtype="<u4")
-        fingerprints[:, 1] = signatures.text_hash[:, 0].astype(np.uint32)
-        fingerprints[:, _FIXED_BUCKETS:] = signatures.bands
-        return fingerprints
-
-    def _pack(self, signatures: Signatures, fingerprints: NDArray[np.uint32], insert: NDArray[np.bool_]) -> list[bytes]:
-        """The packed fields of every document, see `check_and_insert.lua`."""
-        n, structures = fingerprints.shape
-        rows = np.empty((n, 17 + 4 * structures + self.parameters.sketch_bytes), dtype=np.uint8)
-        flags = np.where(insert, _FLAG_INSERT, 0)
-        flags |= np.where(signatures.shingles > 0, _FLAG_SKETCH, 0)
-        flags |= np.where(signatures.text_hash.any(axis=1), 0, _FLAG_EMPTY)
-        rows[:, 0] = flags
-        rows[:, 1:17] = np.ascontiguousarray(signatures.text_hash.astype("<u8")).view(np.uint8)
-        rows[:, 17 : 17 + 4 * structures] = fingerprints.view(np.uint8)
-        rows[:, 17 + 4 * structures :] = signatures.sketch
-        return _rows_as_bytes(rows)
+def _literally(text: str) -> bytes:
+    """A pattern of Redis that matches this text alone."""
+    return re.sub(rb"([*?\[\]\\^])", rb"\\\1", text.encode())
 
 
-class _CommandPacker:
-    """Writes a command in Redis's protocol as one piece.
-
-    redis-py's own packer makes a chunk, and with it a system call that wakes the server,
-    of every 6,000 bytes; a group's script call has several times as many.
-    """
-
-    def pack(self, *args: str | bytes | int | float) -> list[bytes]:
-        """The command `args`, whose first one may hold several words, such as `CONFIG GET`."""
-        name = args[0] if isinstance(args[0], bytes) else str(args[0]).encode()
-        words = name.split()
-        words += [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args[1:]]
-        pieces = [b"*%d\r\n" % len(words)]
-        for word in words:
-            pieces += (b"$%d\r\n" % len(word), word, b"\r\n")
-        return [b"".join(pieces)]
+_COUNTERS = (
+    "documents", "next", "oldest", "retries_next", "retries_oldest", "asked", "exact", "near", "retried", "reused",
+    "replaced", "deleted", "expired", "id_bytes", "sketched", "lines", "lines_copied", "revision",
+)  # fmt: skip
 
 
-def _bucket_keys(prefix: str, fingerprints: NDArray[np.uint32], buckets: int) -> list[bytes]:
-    """Names of the buckets of every fingerprint, document by document, by linear hashing."""
-    power = 1 << (buckets.bit_length() - 1)
-    numbers = fingerprints & np.uint32(2 * power - 1)
-    numbers = np.where(numbers < buckets, numbers, numbers & np.uint32(power - 1))
-    return _format_keys(prefix, numbers)
-
-
-def _format_keys(prefix: str, numbers: NDArray[np.uint32], first_structure: int = 0) -> list[bytes]:
-    """Names of buckets: prefix, two hexadecimal digits of the structure (the column), six of the bucket."""
-    head = prefix.encode()
-    n, structures = numbers.shape
-    keys = np.empty((n, structures, len(head) + 2 + _BUCKET_DIGITS), dtype=np.uint8)
-    keys[:, :, : len(head)] = np.frombuffer(head, dtype=np.uint8)
-    column = np.arange(first_structure, first_structure + structures)
-    keys[:, :, len(head)] = _HEX[column >> 4]
-    keys[:, :, len(head) + 1] = _HEX[column & 15]
-    for digit in range(_BUCKET_DIGITS):
-        shift = np.uint32(4 * (_BUCKET_DIGITS - 1 - digit))
-        keys[:, :, len(head) + 2 + digit] = _HEX[(numbers >> shift) & np.uint32(15)]
-    return _rows_as_bytes(keys.reshape(n * structures, -1))
-
-
-def _rows_as_bytes(rows: NDArray[np.uint8]) -> list[bytes]:
-    data = rows.tobytes()
-    width = rows.shape[1]
-    return [data[start : start + width] for start in range(0, len(data), width)]
-
-
-def _agreements_by_difference(bits: int) -> bytes:
-    """For every exclusive or of two sketch bytes, how many of their entries are equal."""
-    mask = (1 << bits) - 1
-    return bytes(sum((value >> shift) & mask == 0 for shift in range(0, 8, bits)) for value in range(256))
-
-
-def _encoded_id(document: str) -> bytes:
-    # JSON may hold lone surrogates; an id is opaque, so they come back as they went in.
-    encoded = document.encode("utf-8", "surrogatepass")
-    if not encoded or len(encoded) > MAX_ID_BYTES:
-        raise RequestError(f"a document id has {len(encoded)} bytes; give every document 1 to {MAX_ID_BYTES}")
-    return encoded
-
-
-def _key_name(name: str, what: str) -> str:
-    """A name as part of a key; no two pairs of names share keys, and no name closes the hash tag."""
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not 0 < size <= MAX_NAME_BYTES:
-        raise RequestError(f"the name of a {what} needs 1 to {MAX_NAME_BYTES} bytes of valid Unicode")
-    return name.translate(_ESCAPES)
-
-
-def _difference(stored: bytes, wanted: str) -> str:
-    try:
-        theirs = json.loads(stored)
-        ours = json.loads(wanted)
-        names = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-        return ", ".join(f"{name} {theirs.get(name)} (here {ours.get(name)})" for name in names)
-    except (ValueError, AttributeError):
-        return "a header that this version cannot read"
-
-
-def _without_password(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        if parts.password is None and "password=" not in parts.query:
-            return url
-        host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
-    except ValueError:
-        return "the given address"
-    return f"{parts.scheme}://{host}{parts.path}"
-
-
-def _info(client: redis.Redis, section: str) -> dict[str, Any]:
-    return client.info(section)
-
-
-@contextmanager
-def _translated(server: str = "Redis") -> Iterator[None]:
-    """Turns the failures of Redis into `IndexUnavailable` with a sentence each."""
-    try:
-        yield
-    except redis.AuthenticationError:
-        raise IndexUnavailable(f"{server} refuses the user name or password; correct the Redis URL") from None
-    except redis.BusyLoadingError:
-        raise IndexUnavailable(f"{server} is still loading its data; try again in a moment") from None
-    except redis.TimeoutError:
-        raise IndexUnavailable(f"{server} did not answer in time; check the server and try again") from None
-    except redis.ConnectionError as error:
-        detail = str(error).rstrip(".")
-        raise IndexUnavailable(f"{server} cannot be reached ({detail}); start it or correct the Redis URL") from None
-    except redis.ReadOnlyError:
-        raise IndexUnavailable(f"{server} is a read-only replica; give the URL of the primary") from None
-    except redis.ResponseError as error:
-        text = str(error)
-        # Redis 6.2 wraps the cause in the script's error, later ones send it as it is.
-        if isinstance(error, redis.OutOfMemoryError) or "OOM " in text:
-            raise IndexUnavailable(f"{server} is full (maxmemory); nothing was inserted; give it more memory") from None
-        if "MISCONF" in text:
-            raise IndexUnavailable(f"{server} cannot write to its disk; free some space there") from None
-        if "READONLY" in text:
-            raise IndexUnavailable(f"{server} is a read-only replica; give the URL of the primary") from None
-        if "BUSY" in text:
-            raise IndexUnavailable(f"{server} is busy with a script; try again in a moment") from None
-        raise IndexUnavailable(f"{server} refuses a command ({text}); check the server's version and rights") from error
+def _option_fields(options: CorpusOptions) -> dict[Any, Any]:
+    """The fields of a header that hold options; those that the scripts read stand by themselves too."""
+    return {
+        "options": options.write(),
+        "window_s": "" if options.window_s is None else repr(options.window_s),
+        "retry_s": repr(options.retry_s),
+    }

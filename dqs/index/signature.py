@@ -1,27 +1,28 @@
 """Signatures: what the duplicate index knows of a text. Pure and stateless.
 
-Text becomes tokens, tokens become shingles, shingles become a MinHash signature:
+Text becomes tokens, tokens become shingles, shingles become a signature:
 
-    tokens    of the folded text (NFKC, lower case). A document written in a script
-              without spaces: every letter, digit or underscore is a token. Any
-              other document: every maximal run of them. The choice is made once
-              per document, by `UNSPACED_SHARE`. Punctuation, symbols and white
-              space never enter a token.
+    tokens    of the text after the corpus's normaliser (by default NFKC and lower case).
+              A document written in a script without spaces: every letter, digit or
+              underscore is a token. Any other document: every maximal run of them. The
+              choice is made once per document, by `UNSPACED_SHARE`. Punctuation, symbols
+              and white space never enter a token.
     shingles  every run of `SHINGLE_TOKENS` tokens, as a set.
-    minima    per permutation the smallest value over all shingles; two documents
-              agree in a minimum with probability equal to the Jaccard similarity
-              of their shingle sets (Broder 1997).
-    sketch    the lowest `bits` bits of every minimum, packed: what is stored and
-              what similarity is estimated from (Li & König 2010).
-    bands     see `dqs.index.bands`.
+    bands     keys that two documents share if some minima of their shingle sets agree;
+              every minimum agrees with probability equal to the Jaccard similarity of the
+              sets (Broder 1997). They find candidates; see `dqs.index.bands`.
+    sketch    one permutation of all shingles, cut into `bins` bins, and two bits of the
+              smallest value in each: what is stored, and what the similarity of candidates
+              is estimated from.
+    lines     hashes of some of the document's lines; see `LINES`.
 
-The choice by document has an edge: a text that is half Chinese, half English is
-cut into characters on one side of `UNSPACED_SHARE` and into words on the other,
+The choice of tokens by document has an edge: a text that is half Chinese, half English
+is cut into characters on one side of `UNSPACED_SHARE` and into words on the other,
 so two versions of it that lie on different sides share few shingles and are not
 found as near-duplicates. Their exact copies are.
 
 A text with fewer than `SHINGLE_TOKENS` tokens has no signature: it is a
-duplicate of nothing but a text with the same hash. The hash covers the folded
+duplicate of nothing but a text with the same hash. The hash covers the normalised
 text with every run of white space as one space and none at the ends. An empty
 text (nothing but white space, or invalid UTF-8) is a duplicate of nothing.
 
@@ -32,19 +33,32 @@ corpus can construct two texts that meet.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dqs.index.bands import Banding, band_keys, choose_banding
+from dqs.index.bands import MAX_BANDS, MAX_ROWS, Banding, band_keys, choose_banding
 from dqs.text import TextBatch
 from dqs.text.kernels import mix64
-from dqs.text.unicode_tables import CharClass
+from dqs.text.simplified import simplified_table
+from dqs.text.unicode_tables import CharClass, lower_table, unicode_tables
 
-NORMALISER = "nfkc-lower/1"
-"""Name of the text normalisation and tokens described above; part of a corpus's header."""
+Normaliser = Literal["nfkc-lower/1", "nfkc-lower-simplified/1", "lower/1"]
+"""What is done to a text before it is cut into tokens and hashed; part of a corpus's header.
+
+    nfkc-lower/1             NFKC and lower case: full-width and half-width forms meet,
+                             traditional and simplified characters do not.
+    nfkc-lower-simplified/1  besides, every traditional character is read as its simplified
+                             form, one for one (`dqs.text.simplified`).
+    lower/1                  lower case alone, character by character: full-width and
+                             half-width forms do not meet.
+"""
+
+NORMALISERS: tuple[str, ...] = get_args(Normaliser)
 
 SHINGLE_TOKENS = 5
 """Tokens in a shingle."""
@@ -52,17 +66,29 @@ SHINGLE_TOKENS = 5
 UNSPACED_SHARE = 0.2
 """From this share of word characters in scripts without spaces on, single characters are the tokens."""
 
+LINES = 16
+"""Lines of a document whose hashes are kept: all, or of more distinct ones those with the smallest hashes.
+
+The sample does not depend on where a line stands, and of 16 lines the share that has a
+property is known with a standard error of at most 0.13.
+"""
+
 _SPACE = np.uint8(CharClass.SPACE)
+_LETTER = np.uint8(CharClass.LETTER)
+_DIGIT = np.uint8(CharClass.DIGIT)
 _UNSPACED = np.uint8(CharClass.UNSPACED)
 _WORD = np.uint8(CharClass.WORD)
 
 _TOKEN_OFFSET = np.uint64(0xCBF29CE484222325)
 _TOKEN_PRIME = np.uint64(0x00000100000001B3)
+_SECOND_OFFSET = np.uint64(0x6C62272E07BB0142)
+_SECOND_PRIME = np.uint64(0xD6E8FEB86659FD93)
 # An odd constant without structure; its fifth power drops the oldest token from a rolling hash.
 _ROLL = np.uint64(0x9E3779B97F4A7C15)
 _ROLL_5 = np.uint64(pow(0x9E3779B97F4A7C15, SHINGLE_TOKENS, 1 << 64))
 
 _BLOCK = 4
+_LANES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +96,42 @@ class SignatureParameters:
     """How signatures are made and compared. Signatures of different parameters do not mix.
 
     Attributes:
-        permutations: minima per document; the estimate's standard error is about
-            sqrt(J (1 - J) / permutations), a little more for few `bits`.
         bands: bands looked up per document.
-        rows: permutations per band; `bands * rows` may not exceed `permutations`.
-        bits: bits kept of every minimum in the stored sketch: 1, 2, 4 or 8.
+        rows: minima per band.
+        bins: of a sketch, a multiple of 32; takes `bins / 4` bytes.
         threshold: estimated Jaccard similarity in (0, 1] from which a document is a near-duplicate.
+        normaliser: of the text.
         seed: of the permutations.
     """
 
-    permutations: int = 256
-    bands: int = 12
-    rows: int = 5
-    bits: int = 4
+    bands: int = 9
+    rows: int = 4
+    bins: int = 512
     threshold: float = 0.75
+    normaliser: Normaliser = "nfkc-lower/1"
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.bits not in (1, 2, 4, 8):
-            raise ValueError(f"bits is {self.bits}, must be 1, 2, 4 or 8")
-        if self.permutations <= 0 or self.permutations * self.bits % 64:
-            raise ValueError(f"permutations times bits is {self.permutations * self.bits}, must be a multiple of 64")
-        if self.bands < 1 or self.rows < 1 or self.bands * self.rows > self.permutations:
-            raise ValueError(f"{self.bands} bands of {self.rows} rows do not fit into {self.permutations} permutations")
+        if not 32 <= self.bins <= 4096 or self.bins % 32:
+            raise ValueError(f"bins is {self.bins}, must be a multiple of 32 from 32 to 4096")
+        if not 1 <= self.bands <= MAX_BANDS or not 1 <= self.rows <= MAX_ROWS:
+            raise ValueError(
+                f"{self.bands} bands of {self.rows} rows; there may be 1 to {MAX_BANDS} of 1 to {MAX_ROWS}"
+            )
         if not 0.0 < self.threshold <= 1.0:
             raise ValueError(f"threshold is {self.threshold}, must be in (0, 1]")
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"normaliser is {self.normaliser!r}, must be one of {', '.join(NORMALISERS)}")
 
     @classmethod
-    def for_threshold(cls, threshold: float, *, permutations: int = 256, bits: int = 4) -> SignatureParameters:
-        """Parameters with the bands that `dqs.index.bands.choose_banding` finds for a threshold."""
-        banding = choose_banding(threshold, permutations=permutations)
-        return cls(permutations=permutations, bands=banding.bands, rows=banding.rows, bits=bits, threshold=threshold)
+    def for_threshold(cls, threshold: float, *, normaliser: Normaliser = "nfkc-lower/1") -> SignatureParameters:
+        """Parameters with the bands that `dqs.index.bands.choose_banding` finds for a threshold.
+
+        Raises:
+            ValueError: the threshold is not in (0, 1], or too low for any bands.
+        """
+        banding = choose_banding(threshold)
+        return cls(bands=banding.bands, rows=banding.rows, threshold=threshold, normaliser=normaliser)
 
     @property
     def banding(self) -> Banding:
@@ -108,40 +139,89 @@ class SignatureParameters:
         return Banding(self.bands, self.rows)
 
     @property
-    def sketch_bytes(self) -> int:
-        """Bytes of a sketch."""
-        return self.permutations * self.bits // 8
+    def permutations(self) -> int:
+        """Minima that the bands need."""
+        return self.bands * self.rows
 
     @property
-    def min_agreements(self) -> int:
-        """Fewest agreeing sketch entries whose estimated similarity reaches `threshold`."""
-        return _min_agreements(self)
+    def sketch_bytes(self) -> int:
+        """Bytes of a sketch."""
+        return self.bins // 4
 
-    def similarity(self, agreements: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Estimated Jaccard similarity of documents, by how many sketch entries agree.
+    def is_near(self, similarity: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether estimated similarities reach the threshold, up to rounding."""
+        reached: NDArray[np.bool_] = similarity >= self.least_similarity
+        return reached
 
-        Two minima that differ still share their lowest `bits` bits with probability
-        2 ** -bits, so of the entries that agree, that part is taken off again.
-
-        Args:
-            agreements: int64, each in [0, permutations].
-
-        Returns:
-            float64 of the same shape, in [0, 1].
-
-        Source: Li & König, "b-Bit Minwise Hashing" (WWW 2010), for sets that are small
-        beside the space of all shingles, where both of its constants become 2 ** -bits.
-        """
-        chance = 2.0**-self.bits
-        estimate = (agreements / self.permutations - chance) / (1.0 - chance)
-        clipped: NDArray[np.float64] = np.clip(estimate, 0.0, 1.0)
-        return clipped
+    @property
+    def least_similarity(self) -> float:
+        """The threshold less what rounding may take off a fraction."""
+        return self.threshold - 1e-9
 
 
-@functools.cache
-def _min_agreements(parameters: SignatureParameters) -> int:
-    counts = np.arange(parameters.permutations + 1, dtype=np.int64)
-    return int(np.argmax(parameters.similarity(counts) >= parameters.threshold - 1e-9))
+def similarity(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Estimated Jaccard similarity of pairs of documents.
+
+    Of the bins that are filled in either sketch, those whose smallest values are the same
+    are an unbiased estimate of the similarity, the better the fewer shingles there are per
+    bin, since no shingle is drawn twice. Two values that differ still have the same code
+    with probability 1/3; so a third of the bins that are filled in both and differ is
+    taken off again.
+
+    Args:
+        left: uint8[m, sketch_bytes], sketches of the first document of every pair.
+        right: the same of the second.
+
+    Returns:
+        float64[m] in [0, 1]; NaN where both are empty.
+
+    Source: the estimator with empty bins is that of Li, Owen & Zhang, "One Permutation
+    Hashing" (NIPS 2012), the correction for few bits that of Li & König, "b-Bit Minwise
+    Hashing" (WWW 2010); putting the two into two bits with a code of its own for "empty"
+    is ours.
+    """
+    counts = agreements(left, right)
+    return similarity_of(counts[:, 0], counts[:, 1], counts[:, 2])
+
+
+def similarity_of(same: NDArray[np.int64], both: NDArray[np.int64], either: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Estimated Jaccard similarity from counts of bins; see `similarity`.
+
+    Args:
+        same: bins filled in both sketches with the same code.
+        both: bins filled in both.
+        either: bins filled in one or both.
+
+    Returns:
+        float64 of the same shape in [0, 1]; NaN where `either` is 0.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = (3 * same - both) / (2 * either)
+    clipped: NDArray[np.float64] = np.clip(estimate, 0.0, 1.0)
+    return clipped
+
+
+@njit(cache=True, nogil=True)
+def agreements(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Counts of bins of m pairs of sketches: int64[m, 3] of `same`, `both`, `either` as in `similarity_of`."""
+    counts = np.zeros((left.shape[0], 3), dtype=np.int64)
+    for pair in range(left.shape[0]):
+        same = 0
+        both = 0
+        either = 0
+        for byte in range(left.shape[1]):
+            a = left[pair, byte]
+            b = right[pair, byte]
+            for shift in range(0, 8, 2):
+                code_a = (a >> shift) & 3
+                code_b = (b >> shift) & 3
+                both += 1 if code_a != 0 and code_b != 0 else 0
+                either += 1 if code_a | code_b else 0
+                same += 1 if code_a != 0 and code_a == code_b else 0
+        counts[pair, 0] = same
+        counts[pair, 1] = both
+        counts[pair, 2] = either
+    return counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,8 +233,10 @@ class Signatures:
         shingles: int32[n]; runs of `SHINGLE_TOKENS` tokens, repeated ones counted; 0 = no signature.
         text_hash: uint64[n, 2]; 128-bit hash of the normalised text; zeros = an empty text.
         bands: uint32[n, bands]; key per band; meaningless without a signature.
-        sketch: uint8[n, sketch_bytes]; lowest bits of the minima, first permutation in the
-            lowest bits of the first byte; zeros without a signature.
+        sketch: uint8[n, sketch_bytes]; two bits per bin, the first bin in the lowest bits of the
+            first byte: 0 = empty, else 1 + the smallest value modulo 3; zeros without a signature.
+        lines: uint32[n, LINES]; hashes of distinct lines, the smallest first, never 0; 0 = no more lines.
+            Equal lines have equal hashes. See `line_hashes`.
     """
 
     parameters: SignatureParameters
@@ -162,50 +244,74 @@ class Signatures:
     text_hash: NDArray[np.uint64]
     bands: NDArray[np.uint32]
     sketch: NDArray[np.uint8]
+    lines: NDArray[np.uint32]
 
     def __len__(self) -> int:
         return int(self.shingles.size)
 
     def __getitem__(self, index: slice | NDArray[np.integer] | NDArray[np.bool_]) -> Signatures:
         """The signatures of some of the documents, chosen as in a numpy array."""
-        return Signatures(
-            self.parameters, self.shingles[index], self.text_hash[index], self.bands[index], self.sketch[index]
+        return Signatures(self.parameters, *(column[index] for column in self.columns))
+
+    @property
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        """The arrays, in the order of `empty`."""
+        return self.shingles, self.text_hash, self.bands, self.sketch, self.lines
+
+    @classmethod
+    def empty(cls, n: int, parameters: SignatureParameters) -> Signatures:
+        """Signatures of n empty texts."""
+        return cls(
+            parameters,
+            np.zeros(n, dtype=np.int32),
+            np.zeros((n, 2), dtype=np.uint64),
+            np.zeros((n, parameters.bands), dtype=np.uint32),
+            np.zeros((n, parameters.sketch_bytes), dtype=np.uint8),
+            np.zeros((n, LINES), dtype=np.uint32),
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Signatures]) -> Signatures:
+        """Signatures of consecutive parts; at least one, all with the same parameters."""
+        columns = zip(*(part.columns for part in parts), strict=True)
+        return cls(parts[0].parameters, *(np.concatenate(column) for column in columns))
 
 
 def sign(batch: TextBatch, parameters: SignatureParameters) -> Signatures:
     """Signs every document of a batch; invalid documents as empty texts."""
-    minima, shingles = minhashes(batch, parameters)
-    return Signatures(
-        parameters=parameters,
-        shingles=shingles,
-        text_hash=text_hashes(batch),
-        bands=band_keys(minima, shingles, parameters.bands, parameters.rows),
-        sketch=_pack(minima, shingles, parameters.bits),
-    )
-
-
-def minhashes(batch: TextBatch, parameters: SignatureParameters) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
-    """The full minima of every document.
-
-    Permutation p maps a shingle with the 64-bit hash (high, low) to
-    `high + multiplier[p] * low` modulo 2 ** 32. Any two permutations are thereby
-    pairwise independent given good shingle hashes, and the loop over them
-    compiles to vector instructions.
-
-    Returns:
-        uint32[n, permutations], all ones where a document has no shingle, and
-        int32[n], the number of its shingles with repetitions.
-    """
+    text, classes, offsets = _normalised(batch, parameters.normaliser)
     n = len(batch)
-    multipliers = permutation_multipliers(parameters.permutations, parameters.seed)
-    minima = np.full((n, parameters.permutations), 0xFFFFFFFF, dtype=np.uint32)
-    shingles = np.empty(n, dtype=np.int32)
-    _minhash(
-        batch.folded, batch.folded_classes, batch.folded_offsets, UNSPACED_SHARE,
-        multipliers, np.empty(_longest(batch) + _BLOCK, dtype=np.uint64), minima, shingles,
+    longest = int(np.diff(offsets).max()) if n else 0
+    # Zeros fill up the last vector: they are computed along and never read.
+    multipliers = np.zeros(-(-parameters.permutations // _LANES) * _LANES, dtype=np.uint32)
+    multipliers[: parameters.permutations] = permutation_multipliers(parameters.permutations, parameters.seed)
+    minima = np.full((n, multipliers.size), 0xFFFFFFFF, dtype=np.uint32)
+    signed = Signatures.empty(n, parameters)
+    # The words are those of the folded text; simplifying changes none of a document without Han characters.
+    word_offsets = np.zeros(1, dtype=np.int64) if parameters.normaliser == "lower/1" else batch.word_offsets
+    _sign(
+        text, classes, offsets, batch.word_hash, word_offsets, UNSPACED_SHARE, multipliers,
+        np.empty(longest + _BLOCK, dtype=np.uint64), np.empty(parameters.bins, dtype=np.uint64),
+        minima, signed.shingles, signed.text_hash, signed.sketch,
     )  # fmt: skip
-    return minima, shingles
+    band_keys(minima, signed.shingles, parameters.rows, signed.bands)
+    tables = unicode_tables()
+    _hash_lines(
+        batch.codepoints, batch.classes, batch.line_offsets, batch.line_start, batch.line_end,
+        tables.fold, tables.fold_length, signed.lines,
+    )  # fmt: skip
+    return signed
+
+
+def _normalised(
+    batch: TextBatch, normaliser: Normaliser
+) -> tuple[NDArray[np.uint32], NDArray[np.uint8], NDArray[np.int64]]:
+    """Code points of the normalised documents end to end, their classes, and offsets of the documents."""
+    if normaliser == "lower/1":
+        return lower_table()[batch.codepoints], batch.classes, batch.codepoint_offsets
+    if normaliser == "nfkc-lower-simplified/1":
+        return simplified_table()[batch.folded], batch.folded_classes, batch.folded_offsets
+    return batch.folded, batch.folded_classes, batch.folded_offsets
 
 
 @functools.cache
@@ -224,49 +330,38 @@ def permutation_multipliers(permutations: int, seed: int) -> NDArray[np.uint32]:
     return multipliers
 
 
-def text_hashes(batch: TextBatch) -> NDArray[np.uint64]:
-    """uint64[n, 2]: 128-bit hash of every normalised text; zeros for empty and invalid ones."""
-    hashes = np.zeros((len(batch), 2), dtype=np.uint64)
-    scratch = np.empty(_longest(batch) + 4, dtype=np.uint32)
-    _hash_texts(batch.folded, batch.folded_classes, batch.folded_offsets, scratch, hashes)
-    return hashes
-
-
-def _longest(batch: TextBatch) -> int:
-    """Folded code points of the longest document."""
-    return int(np.diff(batch.folded_offsets).max()) if len(batch) else 0
+@njit(cache=True, nogil=True)
+def _characters(
+    text: NDArray[np.uint32], classes: NDArray[np.uint8], start: int, end: int, tokens: NDArray[np.uint64]
+) -> int:
+    """Writes one hash per word character of text[start:end] into `tokens`; returns their number."""
+    count = 0
+    for position in range(start, end):
+        # Written in any case and overwritten by the next: a branch would cost more.
+        tokens[count] = (_TOKEN_OFFSET ^ np.uint64(text[position])) * _TOKEN_PRIME
+        count += 1 if classes[position] & _WORD else 0
+    return count
 
 
 @njit(cache=True, nogil=True)
-def _tokenise(
-    folded: NDArray[np.uint32], classes: NDArray[np.uint8], start: int, end: int, unspaced_share: float,
-    tokens: NDArray[np.uint64],
-) -> int:  # fmt: skip
-    """Writes one hash per token of folded[start:end] into `tokens`; returns their number."""
-    word = 0
-    unspaced = 0
-    for position in range(start, end):
-        word += 1 if classes[position] & _WORD else 0
-        unspaced += 1 if classes[position] & (_WORD | _UNSPACED) == (_WORD | _UNSPACED) else 0
+def _runs(
+    text: NDArray[np.uint32], classes: NDArray[np.uint8], start: int, end: int, tokens: NDArray[np.uint64]
+) -> int:
+    """Writes one hash per run of word characters of text[start:end] into `tokens`; returns their number.
+
+    The hashes are those of `TextBatch.word_hash`, where a run is a word.
+    """
     count = 0
-    if unspaced >= unspaced_share * word:
-        for position in range(start, end):
-            tokens[count] = (_TOKEN_OFFSET ^ np.uint64(folded[position])) * _TOKEN_PRIME
-            count += 1 if classes[position] & _WORD else 0
-        return count
-    inside = False
+    inside = 0
     token = _TOKEN_OFFSET
     for position in range(start, end):
-        if classes[position] & _WORD:
-            token = (token ^ np.uint64(folded[position])) * _TOKEN_PRIME
-            inside = True
-        elif inside:
-            tokens[count] = token
-            count += 1
-            token = _TOKEN_OFFSET
-            inside = False
+        word = 1 if classes[position] & _WORD else 0
+        tokens[count] = mix64(token)
+        count += inside & (1 - word)
+        token = (token ^ np.uint64(text[position])) * _TOKEN_PRIME if word else _TOKEN_OFFSET
+        inside = word
     if inside:
-        tokens[count] = token
+        tokens[count] = mix64(token)
         count += 1
     return count
 
@@ -288,27 +383,99 @@ def _shingle(tokens: NDArray[np.uint64], count: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _minhash(
-    folded: NDArray[np.uint32],
+def _hash_text(
+    text: NDArray[np.uint32], classes: NDArray[np.uint8], start: int, end: int, text_hash: NDArray[np.uint64]
+) -> tuple[int, int]:
+    """Hashes text[start:end], and counts its word characters and those of scripts without spaces.
+
+    The hash is two of FNV-1a's form over code points, with a factor each: every run of white
+    space counts as one space, none at the ends. It stays zeros where nothing else is there.
+
+    Source: Fowler, Noll & Vo, draft-eastlake-fnv; over code points instead of bytes, two
+    factors and a final mixing are ours.
+    """
+    words = 0
+    unspaced = 0
+    after_space = 1
+    low, high = _TOKEN_OFFSET, _SECOND_OFFSET
+    # As they were after the last character that is no space.
+    end_low, end_high = low, high
+    for position in range(start, end):
+        flags = classes[position]
+        words += 1 if flags & _WORD else 0
+        unspaced += 1 if flags & (_WORD | _UNSPACED) == (_WORD | _UNSPACED) else 0
+        space = 1 if flags & _SPACE else 0
+        value = np.uint64(32) if space else np.uint64(text[position])
+        skip = space & after_space
+        low = low if skip else (low ^ value) * _TOKEN_PRIME
+        high = high if skip else (high ^ value) * _SECOND_PRIME
+        end_low = end_low if space else low
+        end_high = end_high if space else high
+        after_space = space
+    if end_low != _TOKEN_OFFSET or end_high != _SECOND_OFFSET:
+        text_hash[0] = mix64(end_low)
+        text_hash[1] = mix64(end_high)
+    return words, unspaced
+
+
+@njit(cache=True, nogil=True)
+def _sign(
+    text: NDArray[np.uint32],
     classes: NDArray[np.uint8],
     offsets: NDArray[np.int64],
+    word_hash: NDArray[np.uint64],
+    word_offsets: NDArray[np.int64],
     unspaced_share: float,
     multipliers: NDArray[np.uint32],
     scratch: NDArray[np.uint64],
+    bins: NDArray[np.uint64],
     minima: NDArray[np.uint32],
     shingles: NDArray[np.int32],
+    text_hash: NDArray[np.uint64],
+    sketch: NDArray[np.uint8],
 ) -> None:
+    """Fills minima, numbers of shingles, text hashes and sketches.
+
+    Permutation p maps a shingle with the 64-bit hash (high, low) to
+    `high + multiplier[p] * low` modulo 2 ** 32. Any two permutations are thereby
+    pairwise independent given good shingle hashes, and the loop over them
+    compiles to vector instructions.
+
+    `word_offsets` of no more than one entry says that `word_hash` is of another text.
+    """
     low_half = np.uint64(0xFFFFFFFF)
+    empty = np.uint64(0xFFFFFFFFFFFFFFFF)
+    bin_count = np.uint64(bins.size)
     for document in range(shingles.size):
-        tokens = _tokenise(folded, classes, offsets[document], offsets[document + 1], unspaced_share, scratch)
+        start, end = offsets[document], offsets[document + 1]
+        words, unspaced = _hash_text(text, classes, start, end, text_hash[document])
+        if unspaced >= unspaced_share * words:
+            tokens = _characters(text, classes, start, end, scratch)
+        elif unspaced or word_offsets.size <= 1:
+            tokens = _runs(text, classes, start, end, scratch)
+        else:
+            first = word_offsets[document]
+            tokens = word_offsets[document + 1] - first
+            scratch[:tokens] = word_hash[first : first + tokens]
         count = _shingle(scratch, tokens)
         shingles[document] = count
         if count == 0:
             continue
+        bins[:] = empty
+        for position in range(count):
+            place = np.int64(((scratch[position] >> np.uint64(32)) * bin_count) >> np.uint64(32))
+            bins[place] = min(bins[place], scratch[position] & low_half)
+        for column in range(sketch.shape[1]):
+            value = np.uint32(0)
+            for part in range(4):
+                smallest = bins[4 * column + part]
+                code = np.uint32(0) if smallest == empty else np.uint32(1) + np.uint32(smallest) % np.uint32(3)
+                value |= np.uint32(code << np.uint32(2 * part))
+            sketch[document, column] = np.uint8(value)
         # Whole blocks only: the last shingle repeated changes no minimum.
         for position in range(count, (count + _BLOCK - 1) // _BLOCK * _BLOCK):
             scratch[position] = scratch[count - 1]
-        smallest = minima[document]
+        least = minima[document]
         # Four shingles at a time, so that each minimum is loaded and stored once for four.
         for position in range(0, count, _BLOCK):
             low_0 = np.uint32(scratch[position] & low_half)
@@ -325,82 +492,52 @@ def _minhash(
                 value_1 = np.uint32(multiplier * low_1 + high_1)
                 value_2 = np.uint32(multiplier * low_2 + high_2)
                 value_3 = np.uint32(multiplier * low_3 + high_3)
-                smallest[permutation] = min(min(min(value_0, value_1), min(value_2, value_3)), smallest[permutation])
+                least[permutation] = min(min(min(value_0, value_1), min(value_2, value_3)), least[permutation])
 
 
 @njit(cache=True, nogil=True)
-def _pack(minima: NDArray[np.uint32], shingles: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    n, permutations = minima.shape
-    per_byte = 8 // bits
-    mask = np.uint32((1 << bits) - 1)
-    packed = np.zeros((n, permutations // per_byte), dtype=np.uint8)
-    for document in range(n):
-        if shingles[document] == 0:
-            continue
-        for column in range(packed.shape[1]):
-            value = np.uint32(0)
-            for part in range(per_byte):
-                low = minima[document, column * per_byte + part] & mask
-                value |= np.uint32(low << np.uint32(part * bits))
-            packed[document, column] = np.uint8(value)
-    return packed
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _rotate(value: np.uint64, by: int) -> np.uint64:
-    return (value << np.uint64(by)) | (value >> np.uint64(64 - by))
-
-
-_MURMUR_1 = np.uint64(0x87C37B91114253D5)
-_MURMUR_2 = np.uint64(0x4CF5AD432745937F)
-
-
-@njit(cache=True, nogil=True)
-def _hash_texts(
-    folded: NDArray[np.uint32],
+def _hash_lines(
+    codepoints: NDArray[np.uint32],
     classes: NDArray[np.uint8],
-    offsets: NDArray[np.int64],
-    scratch: NDArray[np.uint32],
-    hashes: NDArray[np.uint64],
+    line_offsets: NDArray[np.int64],
+    line_start: NDArray[np.int64],
+    line_end: NDArray[np.int64],
+    fold: NDArray[np.uint32],
+    fold_length: NDArray[np.uint8],
+    lines: NDArray[np.uint32],
 ) -> None:
-    """MurmurHash3_x64_128 (seed 0) of the normalised text as little-endian 32-bit code points.
+    """Hashes of the folded letters of every line, every digit read as 0; lines without a letter are left out.
 
-    Source: Austin Appleby, MurmurHash3 (public domain).
+    What web pages repeat differs in dates, counts and punctuation. Reading digits as one and leaving
+    punctuation out is CCNet's normalisation of paragraphs (Wenzek et al., LREC 2020); a sample of the
+    smallest hashes is ours.
     """
-    for document in range(hashes.shape[0]):
-        length = 0
-        after_space = 1
-        for position in range(offsets[document], offsets[document + 1]):
-            space = 1 if classes[position] & _SPACE else 0
-            scratch[length] = np.uint32(32) if space else folded[position]
-            length += 1 - (space & after_space)
-            after_space = space
-        if length > 0 and after_space:
-            length -= 1
-        if length == 0:
-            continue
-        # Zeros after the end do not change the last, incomplete block.
-        scratch[length : length + 3] = 0
-        hash_1 = np.uint64(0)
-        hash_2 = np.uint64(0)
-        for position in range(0, length, 4):
-            key_1 = np.uint64(scratch[position]) | (np.uint64(scratch[position + 1]) << np.uint64(32))
-            key_2 = np.uint64(scratch[position + 2]) | (np.uint64(scratch[position + 3]) << np.uint64(32))
-            hash_1 ^= _rotate(key_1 * _MURMUR_1, 31) * _MURMUR_2
-            if position + 4 > length:
-                hash_2 ^= _rotate(key_2 * _MURMUR_2, 33) * _MURMUR_1
-                break
-            hash_1 = (_rotate(hash_1, 27) + hash_2) * np.uint64(5) + np.uint64(0x52DCE729)
-            hash_2 ^= _rotate(key_2 * _MURMUR_2, 33) * _MURMUR_1
-            hash_2 = (_rotate(hash_2, 31) + hash_1) * np.uint64(5) + np.uint64(0x38495AB5)
-        size = np.uint64(4 * length)
-        hash_1 ^= size
-        hash_2 ^= size
-        hash_1 += hash_2
-        hash_2 += hash_1
-        hash_1 = mix64(hash_1)
-        hash_2 = mix64(hash_2)
-        hash_1 += hash_2
-        hash_2 += hash_1
-        hashes[document, 0] = hash_1
-        hashes[document, 1] = hash_2
+    kept = lines.shape[1]
+    for document in range(lines.shape[0]):
+        count = 0
+        smallest = lines[document]
+        for line in range(line_offsets[document], line_offsets[document + 1]):
+            value = _TOKEN_OFFSET
+            letters = 0
+            for position in range(line_start[line], line_end[line]):
+                flags = classes[position]
+                letters += 1 if flags & _LETTER else 0
+                codepoint = codepoints[position]
+                codepoint = fold[codepoint] if fold_length[codepoint] == 1 else codepoint
+                codepoint = np.uint32(48) if flags & _DIGIT else codepoint
+                value = (value ^ np.uint64(codepoint)) * _TOKEN_PRIME if flags & _WORD else value
+            if letters == 0:
+                continue
+            key = max(np.uint32(mix64(value) >> np.uint64(32)), np.uint32(1))
+            if count == kept and key >= smallest[count - 1]:
+                continue
+            place = count
+            while place > 0 and smallest[place - 1] > key:
+                place -= 1
+            if place > 0 and smallest[place - 1] == key:
+                continue
+            last = min(count, kept - 1)
+            for position in range(last, place, -1):
+                smallest[position] = smallest[position - 1]
+            smallest[place] = key
+            count = min(count + 1, kept)

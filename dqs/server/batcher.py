@@ -533,6 +533,7 @@ class Batcher:
                 policy=options.policy,
                 corpus=options.corpus,
                 degrade=options.degrade,
+                replace=options.replace,
                 tenant=options.tenant,
             )
         except DqsError:

@@ -98,6 +98,7 @@ class Options:
         corpus: where duplicates are looked for; None where they are not.
         degrade: score without duplication while the index cannot be reached, instead of failing.
         timings: say where the time went, and who scored.
+        replace: documents take the place of others with their id.
         tenant: whose call it is.
     """
 
@@ -105,6 +106,7 @@ class Options:
     corpus: str | None = "default"
     degrade: bool = False
     timings: bool = False
+    replace: bool = False
     tenant: str = DEFAULT_TENANT
 
 
@@ -263,6 +265,7 @@ def _options(message: scoring_pb2.ScoreOptions, tenant: str) -> Options:
         corpus=None if message.deduplication == scoring_pb2.DEDUPLICATION_DISABLED else message.corpus or "default",
         degrade=message.index_failure == scoring_pb2.INDEX_FAILURE_DEGRADE,
         timings=message.timings,
+        replace=message.replace,
         tenant=tenant,
     )
 

@@ -48,6 +48,7 @@ from dqs.server.health import Health
 from dqs.server.security import Certificates, Reloader, Tokens, check_exposure
 from dqs.server.servicer import SERVICE_NAME, ScoringServicer
 from dqs.server.status import incident
+from dqs.server.tenants import ANYBODY
 
 if TYPE_CHECKING:
     from dqs.pipeline import Pipeline
@@ -92,7 +93,7 @@ class ScoringServer:
         self._loop = asyncio.get_running_loop()
         self._reloader = Reloader()
         self._certificates = _open_certificates(settings, self._reloader)
-        tokens = _open_tokens(settings, self._reloader)
+        self._tokens = tokens = _open_tokens(settings, self._reloader)
         self._tracer = Tracer(settings.trace_endpoint)
         self.metrics = Metrics()
         """What is counted and shown to Prometheus."""
@@ -166,7 +167,8 @@ class ScoringServer:
             encode_server_info(pipeline, limits, dqs.__version__),
             self._gate,
         )
-        self._corpora = CorpusServicer(pipeline, self._batcher, admission, self._gate)
+        self._corpora = CorpusServicer(pipeline, self._batcher, admission, self._gate, limits, self._tenants)
+        self._corpora.start()
         self._pipeline = pipeline
         executor = pipeline.executor
         self.metrics.watch("slots", lambda: executor.status().slots)
@@ -223,6 +225,10 @@ class ScoringServer:
         for end in ends:
             end.cancel()
         return is_idle
+
+    def _tenants(self) -> list[str]:
+        """Names of all who may call."""
+        return [ANYBODY.name] if self._tokens is None else list(self._tokens.table.tenants)
 
     def describe(self) -> str:
         """One line that says what is served, and how."""

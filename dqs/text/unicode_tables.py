@@ -143,6 +143,18 @@ def _class_of(character: str, category: str) -> int:
     return flags
 
 
+@functools.cache
+def lower_table() -> NDArray[np.uint32]:
+    """uint32[0x110000]: every code point in lower case where that is one code point, else itself; shared."""
+    table = np.arange(CODE_POINTS, dtype=np.uint32)
+    for block in _ASSIGNED:
+        for code_point in block:
+            lower = chr(code_point).lower()
+            if len(lower) == 1:
+                table[code_point] = ord(lower)
+    return table
+
+
 def _second_of_compositions() -> frozenset[int]:
     """Code points that may join the one before them under canonical composition."""
     seconds = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))

@@ -19,11 +19,9 @@ import json
 import shutil
 import subprocess
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +33,7 @@ from dqs.errors import ConfigError
 from dqs.models import ModelFolder, write_model
 from dqs.scorers.perplexity import KIND, LANGUAGE_MODEL, MINIMUM_TOKENS, VOCABULARY, PerplexityModel
 from dqs.text import TextBatch
+from dqs.text.simplified import simplified_characters
 from dqs.text.vocabulary import BYTE_TOKENS, LONGEST_PIECE, PIECE_MARK, SPACE_TOKEN, VARIANT_MARK, Vocabulary
 
 COLUMNS: Final = ("text", "lang", "source", "domain", "license", "ship")
@@ -459,10 +458,7 @@ def _is_variant(entry: str) -> bool:
 
 def _variants() -> list[str]:
     """Entries that have traditional characters read as simplified ones."""
-    text = resources.files("dqs.training").joinpath("simplified.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
-    pairs = zip(table["traditional"], table["simplified"], strict=True)
-    return [VARIANT_MARK + traditional + simplified for traditional, simplified in pairs]
+    return [VARIANT_MARK + traditional + simplified for traditional, simplified in simplified_characters()]
 
 
 def _count(texts: Iterable[str]) -> tuple[Counter[str], NDArray[np.int64]]:

@@ -24,17 +24,73 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64qs/v1/corpus.proto\x12\x06\x64qs.v1\"#\n\x11\x44ropCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\"\x14\n\x12\x44ropCorpusResponse2T\n\rCorpusService\x12\x43\n\nDropCorpus\x12\x19.dqs.v1.DropCorpusRequest\x1a\x1a.dqs.v1.DropCorpusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64qs/v1/corpus.proto\x12\x06\x64qs.v1\"\x9a\x01\n\x10\x43orpusParameters\x12\r\n\x05\x62\x61nds\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0c\n\x04\x62ins\x18\x03 \x01(\r\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\x12\n\nnormaliser\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x07 \x01(\r\x12\x16\n\x0eshingle_tokens\x18\x08 \x01(\r\"\xfb\x01\n\rCorpusOptions\x12\x1d\n\x10window_documents\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0ewindow_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rretry_seconds\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fretry_documents\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nline_slots\x18\x05 \x01(\x04H\x04\x88\x01\x01\x42\x13\n\x11_window_documentsB\x11\n\x0f_window_secondsB\x10\n\x0e_retry_secondsB\x12\n\x10_retry_documentsB\r\n\x0b_line_slots\"\x87\x01\n\x13\x43reateCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x16\n\tthreshold\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nnormaliser\x18\x03 \x01(\t\x12&\n\x07options\x18\x04 \x01(\x0b\x32\x15.dqs.v1.CorpusOptionsB\x0c\n\n_threshold\"}\n\x14\x43reateCorpusResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12,\n\nparameters\x18\x02 \x01(\x0b\x32\x18.dqs.v1.CorpusParameters\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.dqs.v1.CorpusOptions\"P\n\x16\x43onfigureCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.dqs.v1.CorpusOptions\"A\n\x17\x43onfigureCorpusResponse\x12&\n\x07options\x18\x01 \x01(\x0b\x32\x15.dqs.v1.CorpusOptions\"\x14\n\x12ListCorporaRequest\";\n\x13ListCorporaResponse\x12$\n\x07\x63orpora\x18\x01 \x03(\x0b\x32\x13.dqs.v1.CorpusEntry\"X\n\x0b\x43orpusEntry\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x11\n\tdocuments\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x63reated_seconds\x18\x04 \x01(\x03\"3\n\x10GetCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x0f\n\x07measure\x18\x02 \x01(\x08\"\xca\x02\n\x11GetCorpusResponse\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12,\n\nparameters\x18\x02 \x01(\x0b\x32\x18.dqs.v1.CorpusParameters\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.dqs.v1.CorpusOptions\x12\x17\n\x0f\x63reated_seconds\x18\x04 \x01(\x03\x12\x11\n\tdocuments\x18\x05 \x01(\x04\x12\x10\n\x08sketched\x18\x06 \x01(\x04\x12\x0f\n\x07retries\x18\x07 \x01(\x04\x12\x0f\n\x07\x62uckets\x18\x08 \x01(\x04\x12\r\n\x05lines\x18\t \x01(\x04\x12\x12\n\nline_slots\x18\n \x01(\x04\x12(\n\x08\x63ounters\x18\x0b \x01(\x0b\x32\x16.dqs.v1.CorpusCounters\x12\"\n\x05\x62ytes\x18\x0c \x01(\x0b\x32\x13.dqs.v1.CorpusBytes\"\xc7\x01\n\x0e\x43orpusCounters\x12\r\n\x05\x61sked\x18\x01 \x01(\x04\x12\r\n\x05\x65xact\x18\x02 \x01(\x04\x12\x0c\n\x04near\x18\x03 \x01(\x04\x12\x0f\n\x07retried\x18\x04 \x01(\x04\x12\x0e\n\x06reused\x18\x05 \x01(\x04\x12\x10\n\x08replaced\x18\x06 \x01(\x04\x12\x0f\n\x07\x64\x65leted\x18\x07 \x01(\x04\x12\x0f\n\x07\x65xpired\x18\x08 \x01(\x04\x12\x10\n\x08imported\x18\t \x01(\x04\x12\x15\n\x08hit_rate\x18\n \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_hit_rate\"\xa0\x01\n\x0b\x43orpusBytes\x12\r\n\x05total\x18\x01 \x01(\x04\x12\x0b\n\x03lsh\x18\x02 \x01(\x04\x12\x0e\n\x06record\x18\x03 \x01(\x04\x12\n\n\x02id\x18\x04 \x01(\x04\x12\x0f\n\x07retries\x18\x05 \x01(\x04\x12\r\n\x05lines\x18\x06 \x01(\x04\x12!\n\x19lsh_per_document_and_band\x18\x07 \x01(\x01\x12\x16\n\x0esampled_fields\x18\x08 \x01(\x04\":\n\x11\x44ropCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x15\n\rrewrite_files\x18\x02 \x01(\x08\"]\n\x12\x44ropCorpusResponse\x12)\n\x0c\x66ile_rewrite\x18\x01 \x01(\x0e\x32\x13.dqs.v1.FileRewrite\x12\x1c\n\x14\x66ile_rewrite_message\x18\x02 \x01(\t\"3\n\x14\x46indDocumentsRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\"A\n\x15\x46indDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.dqs.v1.FoundDocument\"h\n\rFoundDocument\x12\n\n\x02id\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.dqs.v1.DocumentState\x12\x0f\n\x07seconds\x18\x03 \x01(\x03\x12\x14\n\x0c\x64uplicate_of\x18\x04 \x01(\t\"L\n\x16\x44\x65leteDocumentsRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x15\n\rrewrite_files\x18\x03 \x01(\x08\"q\n\x17\x44\x65leteDocumentsResponse\x12\r\n\x05known\x18\x01 \x01(\x04\x12)\n\x0c\x66ile_rewrite\x18\x02 \x01(\x0e\x32\x13.dqs.v1.FileRewrite\x12\x1c\n\x14\x66ile_rewrite_message\x18\x03 \x01(\t\"%\n\x13\x45xportCorpusRequest\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\"u\n\x14\x45xportCorpusResponse\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ExportHeaderH\x00\x12,\n\tdocuments\x18\x02 \x01(\x0b\x32\x17.dqs.v1.StoredDocumentsH\x00\x42\x07\n\x05piece\"\x9f\x01\n\x0c\x45xportHeader\x12,\n\nparameters\x18\x01 \x01(\x0b\x32\x18.dqs.v1.CorpusParameters\x12&\n\x07options\x18\x02 \x01(\x0b\x32\x15.dqs.v1.CorpusOptions\x12\x11\n\texport_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64qs_version\x18\x04 \x01(\t\x12\x11\n\tdocuments\x18\x05 \x01(\x04\"\x8d\x01\n\x0fStoredDocuments\x12\x0b\n\x03ids\x18\x01 \x03(\x0c\x12\x0f\n\x07seconds\x18\x02 \x03(\x07\x12\x13\n\x0btext_hashes\x18\x03 \x01(\x0c\x12\x12\n\nlines_seen\x18\x04 \x01(\x0c\x12\x12\n\nhas_sketch\x18\x05 \x01(\x0c\x12\r\n\x05\x62\x61nds\x18\x06 \x01(\x0c\x12\x10\n\x08sketches\x18\x07 \x01(\x0c\"\x96\x01\n\x13ImportCorpusRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ImportHeaderH\x00\x12,\n\tdocuments\x18\x02 \x01(\x0b\x32\x17.dqs.v1.StoredDocumentsH\x00\x12 \n\x03\x65nd\x18\x03 \x01(\x0b\x32\x11.dqs.v1.ImportEndH\x00\x42\x07\n\x05piece\"\x1e\n\tImportEnd\x12\x11\n\tdocuments\x18\x01 \x01(\x04\"F\n\x0cImportHeader\x12\x0e\n\x06\x63orpus\x18\x01 \x01(\t\x12&\n\x08\x65xported\x18\x02 \x01(\x0b\x32\x14.dqs.v1.ExportHeader\"J\n\x14ImportCorpusResponse\x12\x10\n\x08imported\x18\x01 \x01(\x04\x12\r\n\x05known\x18\x02 \x01(\x04\x12\x11\n\tconflicts\x18\x03 \x01(\x04*\x91\x01\n\x0b\x46ileRewrite\x12\x1c\n\x18\x46ILE_REWRITE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46ILE_REWRITE_STARTED\x10\x01\x12\x18\n\x14\x46ILE_REWRITE_NO_FILE\x10\x02\x12\x18\n\x14\x46ILE_REWRITE_REFUSED\x10\x03\x12\x16\n\x12\x46ILE_REWRITE_LATER\x10\x04*\xc8\x01\n\rDocumentState\x12\x1e\n\x1a\x44OCUMENT_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44OCUMENT_STATE_UNKNOWN\x10\x01\x12\x17\n\x13\x44OCUMENT_STATE_KEPT\x10\x02\x12\"\n\x1e\x44OCUMENT_STATE_EXACT_DUPLICATE\x10\x03\x12!\n\x1d\x44OCUMENT_STATE_NEAR_DUPLICATE\x10\x04\x12\x1b\n\x17\x44OCUMENT_STATE_NOT_KEPT\x10\x05\x32\xb9\x05\n\rCorpusService\x12I\n\x0c\x43reateCorpus\x12\x1b.dqs.v1.CreateCorpusRequest\x1a\x1c.dqs.v1.CreateCorpusResponse\x12R\n\x0f\x43onfigureCorpus\x12\x1e.dqs.v1.ConfigureCorpusRequest\x1a\x1f.dqs.v1.ConfigureCorpusResponse\x12\x46\n\x0bListCorpora\x12\x1a.dqs.v1.ListCorporaRequest\x1a\x1b.dqs.v1.ListCorporaResponse\x12@\n\tGetCorpus\x12\x18.dqs.v1.GetCorpusRequest\x1a\x19.dqs.v1.GetCorpusResponse\x12\x43\n\nDropCorpus\x12\x19.dqs.v1.DropCorpusRequest\x1a\x1a.dqs.v1.DropCorpusResponse\x12L\n\rFindDocuments\x12\x1c.dqs.v1.FindDocumentsRequest\x1a\x1d.dqs.v1.FindDocumentsResponse\x12R\n\x0f\x44\x65leteDocuments\x12\x1e.dqs.v1.DeleteDocumentsRequest\x1a\x1f.dqs.v1.DeleteDocumentsResponse\x12K\n\x0c\x45xportCorpus\x12\x1b.dqs.v1.ExportCorpusRequest\x1a\x1c.dqs.v1.ExportCorpusResponse0\x01\x12K\n\x0cImportCorpus\x12\x1b.dqs.v1.ImportCorpusRequest\x1a\x1c.dqs.v1.ImportCorpusResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dqs.v1.corpus_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DROPCORPUSREQUEST']._serialized_start=31
-  _globals['_DROPCORPUSREQUEST']._serialized_end=66
-  _globals['_DROPCORPUSRESPONSE']._serialized_start=68
-  _globals['_DROPCORPUSRESPONSE']._serialized_end=88
-  _globals['_CORPUSSERVICE']._serialized_start=90
-  _globals['_CORPUSSERVICE']._serialized_end=174
+  _globals['_FILEREWRITE']._serialized_start=3152
+  _globals['_FILEREWRITE']._serialized_end=3297
+  _globals['_DOCUMENTSTATE']._serialized_start=3300
+  _globals['_DOCUMENTSTATE']._serialized_end=3500
+  _globals['_CORPUSPARAMETERS']._serialized_start=32
+  _globals['_CORPUSPARAMETERS']._serialized_end=186
+  _globals['_CORPUSOPTIONS']._serialized_start=189
+  _globals['_CORPUSOPTIONS']._serialized_end=440
+  _globals['_CREATECORPUSREQUEST']._serialized_start=443
+  _globals['_CREATECORPUSREQUEST']._serialized_end=578
+  _globals['_CREATECORPUSRESPONSE']._serialized_start=580
+  _globals['_CREATECORPUSRESPONSE']._serialized_end=705
+  _globals['_CONFIGURECORPUSREQUEST']._serialized_start=707
+  _globals['_CONFIGURECORPUSREQUEST']._serialized_end=787
+  _globals['_CONFIGURECORPUSRESPONSE']._serialized_start=789
+  _globals['_CONFIGURECORPUSRESPONSE']._serialized_end=854
+  _globals['_LISTCORPORAREQUEST']._serialized_start=856
+  _globals['_LISTCORPORAREQUEST']._serialized_end=876
+  _globals['_LISTCORPORARESPONSE']._serialized_start=878
+  _globals['_LISTCORPORARESPONSE']._serialized_end=937
+  _globals['_CORPUSENTRY']._serialized_start=939
+  _globals['_CORPUSENTRY']._serialized_end=1027
+  _globals['_GETCORPUSREQUEST']._serialized_start=1029
+  _globals['_GETCORPUSREQUEST']._serialized_end=1080
+  _globals['_GETCORPUSRESPONSE']._serialized_start=1083
+  _globals['_GETCORPUSRESPONSE']._serialized_end=1413
+  _globals['_CORPUSCOUNTERS']._serialized_start=1416
+  _globals['_CORPUSCOUNTERS']._serialized_end=1615
+  _globals['_CORPUSBYTES']._serialized_start=1618
+  _globals['_CORPUSBYTES']._serialized_end=1778
+  _globals['_DROPCORPUSREQUEST']._serialized_start=1780
+  _globals['_DROPCORPUSREQUEST']._serialized_end=1838
+  _globals['_DROPCORPUSRESPONSE']._serialized_start=1840
+  _globals['_DROPCORPUSRESPONSE']._serialized_end=1933
+  _globals['_FINDDOCUMENTSREQUEST']._serialized_start=1935
+  _globals['_FINDDOCUMENTSREQUEST']._serialized_end=1986
+  _globals['_FINDDOCUMENTSRESPONSE']._serialized_start=1988
+  _globals['_FINDDOCUMENTSRESPONSE']._serialized_end=2053
+  _globals['_FOUNDDOCUMENT']._serialized_start=2055
+  _globals['_FOUNDDOCUMENT']._serialized_end=2159
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=2161
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=2237
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=2239
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=2352
+  _globals['_EXPORTCORPUSREQUEST']._serialized_start=2354
+  _globals['_EXPORTCORPUSREQUEST']._serialized_end=2391
+  _globals['_EXPORTCORPUSRESPONSE']._serialized_start=2393
+  _globals['_EXPORTCORPUSRESPONSE']._serialized_end=2510
+  _globals['_EXPORTHEADER']._serialized_start=2513
+  _globals['_EXPORTHEADER']._serialized_end=2672
+  _globals['_STOREDDOCUMENTS']._serialized_start=2675
+  _globals['_STOREDDOCUMENTS']._serialized_end=2816
+  _globals['_IMPORTCORPUSREQUEST']._serialized_start=2819
+  _globals['_IMPORTCORPUSREQUEST']._serialized_end=2969
+  _globals['_IMPORTEND']._serialized_start=2971
+  _globals['_IMPORTEND']._serialized_end=3001
+  _globals['_IMPORTHEADER']._serialized_start=3003
+  _globals['_IMPORTHEADER']._serialized_end=3073
+  _globals['_IMPORTCORPUSRESPONSE']._serialized_start=3075
+  _globals['_IMPORTCORPUSRESPONSE']._serialized_end=3149
+  _globals['_CORPUSSERVICE']._serialized_start=3503
+  _globals['_CORPUSSERVICE']._serialized_end=4200
 # @@protoc_insertion_point(module_scope)

@@ -28,9 +28,11 @@ if _version_not_supported:
 class CorpusServiceStub(object):
     """Looks after corpora, the namespaces in which duplicates are looked for.
 
-    A corpus comes into being with the first document that it keeps and stays
-    until it is dropped. A call that fails carries the same error details as one
-    of ScoringService.
+    A corpus comes into being with CreateCorpus, or with the first document that
+    it keeps, and stays until it is dropped. Every call sees the corpora of the
+    caller's tenant only. A call that fails carries the same error details as one
+    of ScoringService; one about a corpus that does not exist ends with NOT_FOUND,
+    reason CORPUS_NOT_FOUND, unless it says otherwise.
     """
 
     def __init__(self, channel):
@@ -39,20 +41,97 @@ class CorpusServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.CreateCorpus = channel.unary_unary(
+                '/dqs.v1.CorpusService/CreateCorpus',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.CreateCorpusRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.CreateCorpusResponse.FromString,
+                _registered_method=True)
+        self.ConfigureCorpus = channel.unary_unary(
+                '/dqs.v1.CorpusService/ConfigureCorpus',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusResponse.FromString,
+                _registered_method=True)
+        self.ListCorpora = channel.unary_unary(
+                '/dqs.v1.CorpusService/ListCorpora',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.ListCorporaRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.ListCorporaResponse.FromString,
+                _registered_method=True)
+        self.GetCorpus = channel.unary_unary(
+                '/dqs.v1.CorpusService/GetCorpus',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.GetCorpusRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.GetCorpusResponse.FromString,
+                _registered_method=True)
         self.DropCorpus = channel.unary_unary(
                 '/dqs.v1.CorpusService/DropCorpus',
                 request_serializer=dqs_dot_v1_dot_corpus__pb2.DropCorpusRequest.SerializeToString,
                 response_deserializer=dqs_dot_v1_dot_corpus__pb2.DropCorpusResponse.FromString,
+                _registered_method=True)
+        self.FindDocuments = channel.unary_unary(
+                '/dqs.v1.CorpusService/FindDocuments',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.FindDocumentsRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.FindDocumentsResponse.FromString,
+                _registered_method=True)
+        self.DeleteDocuments = channel.unary_unary(
+                '/dqs.v1.CorpusService/DeleteDocuments',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ExportCorpus = channel.unary_stream(
+                '/dqs.v1.CorpusService/ExportCorpus',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.ExportCorpusRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.ExportCorpusResponse.FromString,
+                _registered_method=True)
+        self.ImportCorpus = channel.stream_unary(
+                '/dqs.v1.CorpusService/ImportCorpus',
+                request_serializer=dqs_dot_v1_dot_corpus__pb2.ImportCorpusRequest.SerializeToString,
+                response_deserializer=dqs_dot_v1_dot_corpus__pb2.ImportCorpusResponse.FromString,
                 _registered_method=True)
 
 
 class CorpusServiceServicer(object):
     """Looks after corpora, the namespaces in which duplicates are looked for.
 
-    A corpus comes into being with the first document that it keeps and stays
-    until it is dropped. A call that fails carries the same error details as one
-    of ScoringService.
+    A corpus comes into being with CreateCorpus, or with the first document that
+    it keeps, and stays until it is dropped. Every call sees the corpora of the
+    caller's tenant only. A call that fails carries the same error details as one
+    of ScoringService; one about a corpus that does not exist ends with NOT_FOUND,
+    reason CORPUS_NOT_FOUND, unless it says otherwise.
     """
+
+    def CreateCorpus(self, request, context):
+        """Makes a corpus.
+
+        Idempotent: a corpus of that name, with the parameters and options asked for,
+        is left as it is. One with others ends the call with FAILED_PRECONDITION,
+        reason CORPUS_MISMATCH; the message names the difference.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfigureCorpus(self, request, context):
+        """Changes what may be changed of a corpus while it is in use.
+
+        What leaves a shorter window at once is forgotten in the background. Other
+        servers on the same index take the change up within some ten seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCorpora(self, request, context):
+        """Lists the corpora of the caller's tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCorpus(self, request, context):
+        """Describes and measures one corpus.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def DropCorpus(self, request, context):
         """Forgets every document of a corpus and frees its memory. This cannot be undone.
@@ -66,13 +145,107 @@ class CorpusServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindDocuments(self, request, context):
+        """Says what a corpus holds under some ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDocuments(self, request, context):
+        """Forgets some documents of a corpus. This cannot be undone.
+
+        Idempotent: ids that the corpus does not know are passed over. What was sent
+        to this server for the corpus before the call is decided or given up first,
+        and forgotten too if its id is named. When the call returns, the index holds
+        nothing of the documents, every answer of this server that may name one of
+        them has been decided, and none that is decided later does. Answers that
+        streams keep for clients that lost their connection are given as they were.
+
+        Other servers on the same index: from the return of the call on, nothing that
+        they look up finds the documents. What they had looked up before and not yet
+        sent may still name one; and a document that they were sent before and have
+        not decided yet is kept when they do. Stop sending a document everywhere
+        before deleting it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportCorpus(self, request, context):
+        """Sends what a corpus holds of its documents, in the order in which they were kept.
+
+        Signatures only: the service keeps no text. The first response has the
+        header, all others have documents. A document that stays in the corpus
+        during the call is sent; one that is kept or forgotten meanwhile may or may
+        not be. A corpus that is dropped meanwhile ends the call with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCorpus(self, request_iterator, context):
+        """Makes a corpus of what ExportCorpus has sent.
+
+        The first request has the name and the header, the last one the end, all others
+        have documents. Without the end the import counts as broken.
+        Documents are kept in the order in which they are sent, whatever they repeat;
+        they count as kept at the time of the import. A corpus of that name that has
+        documents ends the call with FAILED_PRECONDITION, reason CORPUS_MISMATCH,
+        unless they come from a broken import of the same export: then the call goes
+        on with that, and what is there already stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CorpusServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'CreateCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateCorpus,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.CreateCorpusRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.CreateCorpusResponse.SerializeToString,
+            ),
+            'ConfigureCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfigureCorpus,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusResponse.SerializeToString,
+            ),
+            'ListCorpora': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCorpora,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.ListCorporaRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.ListCorporaResponse.SerializeToString,
+            ),
+            'GetCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCorpus,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.GetCorpusRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.GetCorpusResponse.SerializeToString,
+            ),
             'DropCorpus': grpc.unary_unary_rpc_method_handler(
                     servicer.DropCorpus,
                     request_deserializer=dqs_dot_v1_dot_corpus__pb2.DropCorpusRequest.FromString,
                     response_serializer=dqs_dot_v1_dot_corpus__pb2.DropCorpusResponse.SerializeToString,
+            ),
+            'FindDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindDocuments,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.FindDocumentsRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.FindDocumentsResponse.SerializeToString,
+            ),
+            'DeleteDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDocuments,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsResponse.SerializeToString,
+            ),
+            'ExportCorpus': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportCorpus,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.ExportCorpusRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.ExportCorpusResponse.SerializeToString,
+            ),
+            'ImportCorpus': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportCorpus,
+                    request_deserializer=dqs_dot_v1_dot_corpus__pb2.ImportCorpusRequest.FromString,
+                    response_serializer=dqs_dot_v1_dot_corpus__pb2.ImportCorpusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -85,10 +258,120 @@ def add_CorpusServiceServicer_to_server(servicer, server):
 class CorpusService(object):
     """Looks after corpora, the namespaces in which duplicates are looked for.
 
-    A corpus comes into being with the first document that it keeps and stays
-    until it is dropped. A call that fails carries the same error details as one
-    of ScoringService.
+    A corpus comes into being with CreateCorpus, or with the first document that
+    it keeps, and stays until it is dropped. Every call sees the corpora of the
+    caller's tenant only. A call that fails carries the same error details as one
+    of ScoringService; one about a corpus that does not exist ends with NOT_FOUND,
+    reason CORPUS_NOT_FOUND, unless it says otherwise.
     """
+
+    @staticmethod
+    def CreateCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/CreateCorpus',
+            dqs_dot_v1_dot_corpus__pb2.CreateCorpusRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.CreateCorpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfigureCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/ConfigureCorpus',
+            dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.ConfigureCorpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCorpora(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/ListCorpora',
+            dqs_dot_v1_dot_corpus__pb2.ListCorporaRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.ListCorporaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/GetCorpus',
+            dqs_dot_v1_dot_corpus__pb2.GetCorpusRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.GetCorpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def DropCorpus(request,
@@ -107,6 +390,114 @@ class CorpusService(object):
             '/dqs.v1.CorpusService/DropCorpus',
             dqs_dot_v1_dot_corpus__pb2.DropCorpusRequest.SerializeToString,
             dqs_dot_v1_dot_corpus__pb2.DropCorpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/FindDocuments',
+            dqs_dot_v1_dot_corpus__pb2.FindDocumentsRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.FindDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dqs.v1.CorpusService/DeleteDocuments',
+            dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.DeleteDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dqs.v1.CorpusService/ExportCorpus',
+            dqs_dot_v1_dot_corpus__pb2.ExportCorpusRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.ExportCorpusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCorpus(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/dqs.v1.CorpusService/ImportCorpus',
+            dqs_dot_v1_dot_corpus__pb2.ImportCorpusRequest.SerializeToString,
+            dqs_dot_v1_dot_corpus__pb2.ImportCorpusResponse.FromString,
             options,
             channel_credentials,
             insecure,

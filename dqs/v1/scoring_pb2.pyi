@@ -60,18 +60,20 @@ class Document(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[bytes] = ..., language: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("policy", "corpus", "deduplication", "index_failure", "timings")
+    __slots__ = ("policy", "corpus", "deduplication", "index_failure", "timings", "replace")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     DEDUPLICATION_FIELD_NUMBER: _ClassVar[int]
     INDEX_FAILURE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     policy: str
     corpus: str
     deduplication: Deduplication
     index_failure: IndexFailure
     timings: bool
-    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ..., timings: bool = ...) -> None: ...
+    replace: bool
+    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ..., timings: bool = ..., replace: bool = ...) -> None: ...
 
 class DocumentError(_message.Message):
     __slots__ = ("code", "message")

@@ -39,6 +39,7 @@ from dqs.v1 import scoring_pb2
 from tests.bench.report import emit, show
 
 if TYPE_CHECKING:
+    from dqs.index.signature import SignatureParameters
     from dqs.models import ModelFolder
     from dqs.pipeline import Executor, ExecutorStatus, ModelInfo, Scored
     from dqs.scorer import Scorer
@@ -48,8 +49,8 @@ DOCUMENT_BYTES = 2000
 MESSAGE_DOCUMENTS = 256
 DOCUMENTS = 16_384
 """Different ones; they are sent again and again."""
-SIGNALS = 58
-"""With the two of duplication, 60 travel."""
+SIGNALS = 56
+"""With the four of duplication, 60 travel."""
 BROKEN_EVERY = 3
 MOST_DOCUMENTS = 1 << 16
 """Of one batch."""
@@ -118,7 +119,7 @@ class DirectExecutor:
         byte_offsets: NDArray[np.int64],
         languages: Sequence[str],
         *,
-        signatures: bool = True,
+        signature: SignatureParameters | None = None,
     ) -> Scored:
         from dqs.pipeline import Scored
 
@@ -168,10 +169,7 @@ def serve(case: str, folder: Path, workers: int) -> None:
                 )
             executor: Executor = DirectExecutor()
             if case != "direct":
-                parameters = None if store is None else store.parameters
-                executor = stack.enter_context(
-                    contextlib.closing(RayExecutor(settings, parameters, build=constant_scorers))
-                )
+                executor = stack.enter_context(contextlib.closing(RayExecutor(settings, build=constant_scorers)))
             policies = load_policies(None, {signal.name for signal in (*executor.signals, *DUPLICATE_SIGNALS)})
             yield Pipeline(executor, policies, store, settings.max_document_bytes)
 

@@ -30,7 +30,7 @@ def main(builder: str, values: str) -> None:
     if builder == "build_differing":
         build = functools.partial(killing.build_differing, Path(settings.data_dir))
     try:
-        with contextlib.closing(RayExecutor(settings, None, build)) as executor:
+        with contextlib.closing(RayExecutor(settings, build)) as executor:
             wanted = settings.workers + settings.gpu_workers
             wait_for(lambda: len(executor.status().replicas) == wanted, "all were asked for")
             wait_for(lambda: all(replica.ready for replica in executor.status().replicas), "each is ready or gone")

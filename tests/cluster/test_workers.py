@@ -206,7 +206,7 @@ def test_workers_become_more_under_load_and_fewer_without(workers: RayExecutor) 
 
 def test_one_process_holds_one_connection_to_ray(workers: RayExecutor) -> None:
     with pytest.raises(ConfigError, match="uses Ray already"):
-        RayExecutor(load_settings(workers=1), None)
+        RayExecutor(load_settings(workers=1))
 
     assert score(workers, [GOOD]).failed is None, "and the first one goes on"
 

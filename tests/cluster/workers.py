@@ -10,6 +10,7 @@ import psutil
 from numpy.typing import NDArray
 
 from dqs.executors.ray_actors import RayExecutor
+from dqs.index.signature import SignatureParameters
 from dqs.pipeline import Executor, Scored
 
 PATIENCE_S = 120.0
@@ -24,7 +25,9 @@ def offsets(texts: Sequence[bytes]) -> NDArray[np.int64]:
 
 def score(executor: Executor, texts: Sequence[bytes], languages: Sequence[str] | None = None) -> Scored:
     codes = languages if languages is not None else [""] * len(texts)
-    return executor.score(np.frombuffer(b"".join(texts), dtype=np.uint8), offsets(texts), codes)
+    return executor.score(
+        np.frombuffer(b"".join(texts), dtype=np.uint8), offsets(texts), codes, signature=SignatureParameters()
+    )
 
 
 def wait_for(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:

@@ -26,7 +26,7 @@ LANGUAGES = ["", "en", "zh", "de", "en"] * (len(DOCUMENTS) // 5 + 1)
 def inline() -> InlineExecutor:
     settings = load_settings()
     models, scorers = load_scorers(settings.models, settings.data_dir, build)
-    return InlineExecutor(scorers, SignatureParameters(), describe(models))
+    return InlineExecutor(scorers, describe(models))
 
 
 @pytest.fixture(params=["inline", "ray"])
@@ -58,7 +58,7 @@ def assert_same(got: Scored, expected: Scored) -> None:
     assert (got.signatures is None) == (expected.signatures is None)
     if got.signatures is not None and expected.signatures is not None:
         assert got.signatures.parameters == expected.signatures.parameters
-        for name in ("shingles", "text_hash", "bands", "sketch"):
+        for name in ("shingles", "text_hash", "bands", "sketch", "lines"):
             mine, theirs = getattr(got.signatures, name), getattr(expected.signatures, name)
             assert mine.dtype == theirs.dtype
             np.testing.assert_array_equal(mine, theirs, err_msg=name)
@@ -123,8 +123,10 @@ def test_one_huge_document(executor: Executor, inline: InlineExecutor) -> None:
 def test_signatures_only_where_asked_for(executor: Executor) -> None:
     utf8, byte_offsets = np.frombuffer(b"text", dtype=np.uint8), np.array([0, 4], dtype=np.int64)
 
-    assert executor.score(utf8, byte_offsets, [""], signatures=False).signatures is None
-    assert executor.score(utf8, byte_offsets, [""], signatures=True).signatures is not None
+    assert executor.score(utf8, byte_offsets, [""]).signatures is None
+    signed = executor.score(utf8, byte_offsets, [""], signature=SignatureParameters.for_threshold(0.5)).signatures
+    assert signed is not None
+    assert signed.bands.shape == (1, SignatureParameters.for_threshold(0.5).bands)
 
 
 def test_what_a_scorer_raises_comes_as_it_is(executor: Executor) -> None:

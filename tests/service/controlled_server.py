@@ -105,7 +105,7 @@ def free_port() -> int:
 
 def main(settings: Settings) -> None:
     """Serves; lines of standard input are commands: opened, slots N, lost REASON, close, open."""
-    executor = GatedExecutor(InlineExecutor(build_scorers([]), None))
+    executor = GatedExecutor(InlineExecutor(build_scorers([])))
     policies = load_policies(None, {signal.name for signal in executor.signals} | DUPLICATE_NAMES)
     opened = threading.Event()
 

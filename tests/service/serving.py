@@ -230,7 +230,7 @@ class GatedExecutor:
         byte_offsets: NDArray[np.int64],
         languages: Sequence[str],
         *,
-        signatures: bool = True,
+        signature: SignatureParameters | None = None,
     ) -> Scored:
         self.entered.put(len(languages))
         self.documents += len(languages)
@@ -242,7 +242,7 @@ class GatedExecutor:
             time.sleep(utf8.size / self.bytes_per_s)
         if POISON in utf8.tobytes():
             raise ValueError(f"cannot score {utf8.tobytes()!r}")
-        return self._inner.score(utf8, byte_offsets, languages, signatures=signatures)
+        return self._inner.score(utf8, byte_offsets, languages, signature=signature)
 
 
 class LocalServer:
@@ -259,7 +259,7 @@ class LocalServer:
         self._store: DuplicateStore | None = None
         if self.settings.redis_url is not None:
             self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())
-        inner = InlineExecutor(scorers, self._store.parameters if self._store else None, threads=slots)
+        inner = InlineExecutor(scorers, threads=slots)
         self.executor = GatedExecutor(inner, slots)
         policies = load_policies(None, {signal.name for signal in self.executor.signals} | DUPLICATE_NAMES)
         self.pipeline = Pipeline(self.executor, policies, self._store, self.settings.max_document_bytes)

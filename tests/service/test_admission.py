@@ -377,7 +377,7 @@ def batcher_of(executor: GatedExecutor, metrics: Metrics, **changes: Any) -> Bat
 
 @pytest.fixture(scope="module")
 def inner() -> InlineExecutor:
-    return InlineExecutor(build_scorers([]), None)
+    return InlineExecutor(build_scorers([]))
 
 
 def options(tenant: str = "default") -> Options:

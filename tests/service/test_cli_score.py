@@ -368,7 +368,7 @@ def test_a_run_through_a_service_leaves_no_corpus_behind(cli: Cli, emptied: Serv
     assert any(row["exact_duplicate"] for row in rows)
     assert cli.run(*command, "named.jsonl", "--corpus", "named")[0] == 0
     assert redis.key_names() != []
-    assert all("named" in key for key in redis.key_names())
+    assert all("named" in key for key in redis.key_names() if key != "dqs:{default}:corpora")
 
 
 @pytest.mark.parametrize("output", ["out.jsonl", "parts"])

@@ -905,7 +905,7 @@ class TestExchange:
     def test_every_document_is_handed_out_once_whatever_comes_twice_or_breaks(self, ordered: bool, seed: int) -> None:
         chance = random.Random(seed)
         window = Window(documents=20, text_bytes=2_000, message_documents=3, message_bytes=300)
-        exchange = Exchange(score_options("", None, False), "", ordered, window, LIMITS)
+        exchange = Exchange(score_options("", None, degrade=False, replace=False), "", ordered, window, LIMITS)
         given = [f"{i} " + "x" * chance.randrange(200) for i in range(chance.randrange(41))]
         source = iter(enumerate(given))
         exhausted = False
@@ -946,7 +946,7 @@ class TestExchange:
         assert (handed_out if ordered else sorted(handed_out, key=int)) == expected
 
     def test_an_answer_to_nothing_is_an_error(self) -> None:
-        exchange = Exchange(score_options("", None, False), "", True, Window(), LIMITS)
+        exchange = Exchange(score_options("", None, degrade=False, replace=False), "", True, Window(), LIMITS)
         for sequence in (0, 1, 7):
             with pytest.raises(DqsError, match="never sent"):
                 list(exchange.receive([scoring_pb2.ScoreStreamResponse(sequence=sequence)]))

@@ -26,7 +26,7 @@ class BreakingScorer:
 
 def plain_pipeline(*more: Scorer) -> Pipeline:
     """Every scorer that needs no model; no duplicate index."""
-    executor = InlineExecutor([*build_scorers([]), *more], None)
+    executor = InlineExecutor([*build_scorers([]), *more])
     names = {signal.name for signal in (*executor.signals, *DUPLICATE_SIGNALS)}
     return Pipeline(executor, load_policies(None, names), None, 1 << 20)
 

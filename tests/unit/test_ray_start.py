@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dqs.executors.folder import RayFolder
+from dqs.executors.ray_start import RayFolder
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_it_is_closed_to_others_and_gone_at_the_end() -> None:
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(temporary: Path) -> None:
-    code = "import os, sys; from dqs.executors.folder import RayFolder; f = RayFolder(); (f.path / 'r').mkdir();"
+    code = "import os, sys; from dqs.executors.ray_start import RayFolder; f = RayFolder(); (f.path / 'r').mkdir();"
     code += "print(f.path, flush=True); os.kill(os.getpid(), 9)"
     killed = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(temporary)}, stdout=subprocess.PIPE, text=True

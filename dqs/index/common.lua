@@ -1,0 +1,102 @@
+-- What all scripts share; stands before each of them.
+--
+-- Every script has the KEYS 1 header, 2 records, 3 retries, 4 buckets, and the ARGV 1 generation of the corpus.
+-- If that is not the corpus's any more, it returns {'header'} and has changed nothing.
+--
+-- A bucket is a field of the hash `buckets`: structure [1] (0 ids, 1 text hashes, then the bands), number [3,
+-- big-endian]. Its value is a string of entries: bytes 2 to 4 of the key, document number [5, big-endian].
+-- A record is: flags (2 has a sketch) [1], Unix seconds [4, big-endian], text hash [16], id key [4], lines seen [1],
+-- then, of a document with a sketch, band keys [4 each], filled bins [2, big-endian], sketch, and at the end the id.
+-- A retry is: answer ('u' unique, 'x' exact, 'n' near) [1], Unix seconds [4], text hash [16], id key [4], lines
+-- seen [1], number of the document named [5], bands met [1], bins that are the same [2], filled in both [2], in
+-- either [2], id.
+-- The number of a retry has the highest bit set.
+--
+-- Plain Lua 5.1 for Redis 6.2 and later. All keys are declared.
+
+local call, sub, byte, find, char = redis.call, string.sub, string.byte, string.find, string.char
+local floor, min, max = math.floor, math.min, math.max
+local pack, unpack_struct = struct.pack, struct.unpack
+local HEADER, RECORDS, RETRIES, BUCKETS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FIRST_RETRY = 549755813888
+local RETRY_ID, SHORT_ID = 39, 27
+
+-- The contents of buckets as they are after what this call has done, by field; false where there is none.
+local content, changed, changed_fields = {}, {}, {}
+
+-- A function that names the bucket of a key [4, little-endian] in a structure, by linear hashing.
+local function namer(buckets)
+  local power = 1
+  while 2 * power <= buckets do power = 2 * power end
+  return function(structure, key)
+    local a, b, c, d = byte(key, 1, 4)
+    local value = a + 256 * (b + 256 * (c + 256 * d))
+    local number = value % (2 * power)
+    if number >= buckets then number = value % power end
+    return char(structure, floor(number / 65536), floor(number / 256) % 256, number % 256)
+  end
+end
+
+local function read(fields)
+  if #fields > 0 then
+    local found = call('HMGET', BUCKETS, unpack(fields))
+    for place = 1, #fields do
+      content[fields[place]] = found[place]
+    end
+  end
+end
+
+local function write(field, entries)
+  content[field] = entries
+  if not changed[field] then
+    changed[field] = true
+    changed_fields[#changed_fields + 1] = field
+  end
+end
+
+-- Writes what has changed into the hash `buckets`.
+local function store()
+  local set, gone = {}, {}
+  for place = 1, #changed_fields do
+    local field = changed_fields[place]
+    if content[field] == '' then
+      gone[#gone + 1] = field
+    else
+      set[#set + 1] = field
+      set[#set + 1] = content[field]
+    end
+  end
+  if #set > 0 then call('HSET', BUCKETS, unpack(set)) end
+  if #gone > 0 then call('HDEL', BUCKETS, unpack(gone)) end
+end
+
+-- Takes the entry of a document out of a bucket.
+local function cut(field, number)
+  local entries = content[field]
+  if entries == nil then
+    entries = call('HGET', BUCKETS, field)
+    content[field] = entries
+  end
+  local at = entries and find(entries, number, 1, true)
+  while at and at % 8 ~= 4 do
+    at = find(entries, number, at + 1, true)
+  end
+  if at then
+    write(field, sub(entries, 1, at - 4) .. sub(entries, at + 5))
+  end
+end
+
+-- The fields of the buckets in which a record or a retry may stand.
+local function fields_of(number, value, bands, field)
+  local fields = {field(0, sub(value, 22, 25))}
+  if byte(number) < 128 then
+    fields[2] = field(1, sub(value, 6, 9))
+    if byte(value) == 2 then
+      for band = 1, bands do
+        fields[2 + band] = field(1 + band, sub(value, 23 + 4 * band, 26 + 4 * band))
+      end
+    end
+  end
+  return fields
+end
+
