@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from dqs.errors import ConfigError
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import WARM_UP, describe, keep_freed_memory, load_scorers
-from dqs.index.embedded import EmbeddedRedis
-from dqs.index.redis_store import CorpusOptions, DuplicateStore, connect
-from dqs.index.signature import SignatureParameters
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
 from dqs.settings import Settings, quiet_grpc
+from dqs.stores import open_store
 
 
 @contextlib.contextmanager
@@ -50,34 +48,6 @@ def _open_executor(settings: Settings) -> Iterator[Executor]:
         raise ConfigError("Ray workers need a number to begin with: add --workers or --gpu-workers.")
     models, scorers = load_scorers(settings.models, settings.data_dir)
     yield InlineExecutor(scorers, describe(models), settings.score_threads)
-
-
-@contextlib.contextmanager
-def open_store(settings: Settings) -> Iterator[DuplicateStore]:
-    """The duplicate index on the Redis of the settings, or on a private one; closed at the end.
-
-    Raises:
-        ConfigError: settings do not fit.
-        IndexUnavailable: Redis cannot be reached.
-    """
-    with contextlib.ExitStack() as stack:
-        url = settings.redis_url
-        if url is None:
-            url = stack.enter_context(EmbeddedRedis(settings.data_dir / "redis")).url
-        client = connect(url, timeout_s=settings.redis_timeout_s)
-        try:
-            parameters = SignatureParameters.for_threshold(
-                settings.corpus_threshold, normaliser=settings.corpus_normaliser
-            )
-        except ValueError as error:
-            raise ConfigError(f"Setting corpus_threshold: {error}.") from None
-        options = CorpusOptions(
-            window_documents=settings.corpus_window_documents,
-            window_s=settings.corpus_window_s,
-            retry_s=settings.corpus_retry_s,
-            line_slots=settings.corpus_line_slots,
-        )
-        yield stack.enter_context(contextlib.closing(DuplicateStore(client, parameters, options=options)))
 
 
 def warm(pipeline: Pipeline) -> None:

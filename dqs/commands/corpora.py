@@ -23,7 +23,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import dqs
-from dqs.app import open_store
 from dqs.client import Client
 from dqs.commands.scoring import client_speaks, connect_to_server
 from dqs.errors import ConfigError, InternalError, RequestError, Unauthenticated
@@ -46,6 +45,7 @@ from dqs.index.corpora import (
 from dqs.index.layout import CorpusOptions
 from dqs.server import corpus_codec
 from dqs.settings import Settings
+from dqs.stores import open_store
 
 FILE_FORMAT = 1
 """Of the Parquet files of exports."""

@@ -358,6 +358,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.xdist_group("ray")
+@pytest.mark.slow
 def test_workers_that_are_killed_leave_what_one_process_would_have_written(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
     kept = "--kept", str(tmp_path / "kept")

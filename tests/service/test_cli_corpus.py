@@ -115,6 +115,7 @@ def test_the_life_of_a_corpus(tmp_path: Path, place: list[str]) -> None:
     assert [row["corpus"] for row in ask(tmp_path, "list", *place)] == ["neu 新"]
 
 
+@pytest.mark.slow
 def test_an_export_goes_through_a_file_both_ways(tmp_path: Path, filled: Redis) -> None:
     with LocalServer(redis_url=filled.url, **SMALL_LIMITS) as server:
         direct, remote = ["--redis", filled.url], ["--server", server.address]
@@ -142,6 +143,7 @@ def test_an_export_goes_through_a_file_both_ways(tmp_path: Path, filled: Redis) 
     assert again.select(without_times).equals(one.select(without_times))
 
 
+@pytest.mark.slow
 def test_a_broken_import_goes_on(tmp_path: Path, filled: Redis) -> None:
     way = ["--redis", filled.url]
     run(tmp_path, "export", CORPUS, "whole.parquet", *way)

@@ -34,8 +34,8 @@ from dqs.text import TextBatch
 from dqs.v1 import corpus_pb2
 from dqs.v1.corpus_pb2_grpc import CorpusServiceStub
 from tests.service.conftest import SMALL_LIMITS
+from tests.service.servers import each_binary
 from tests.service.serving import CHINESE, ENGLISH, LocalServer, Redis, raw_channel, wait_until
-from tests.service.test_index_redis import binaries, version_of
 
 pytestmark = pytest.mark.xdist_group("service")
 
@@ -584,7 +584,7 @@ def test_tenants_never_meet(redis: Redis, tmp_path: Path) -> None:
             assert alpha.corpus("shared").documents == 2
 
 
-@pytest.mark.parametrize("binary", binaries(), ids=version_of)
+@pytest.mark.parametrize("binary", each_binary())
 def test_where_memory_goes_adds_up(binary: Path, tmp_path: Path) -> None:
     with (
         EmbeddedRedis(tmp_path / "r", binary=binary) as server,

@@ -41,7 +41,13 @@ MAX_MESSAGE_BYTES = 2 << 20
 def service(redis: Redis, tmp_path: Path) -> Iterator[ServerProcess]:
     """A server whose memory is looked at when the test is over."""
     with ServerProcess(
-        port=0, data_dir=tmp_path, redis_url=redis.url, redis_timeout_s=0.5, max_message_bytes=MAX_MESSAGE_BYTES
+        port=0,
+        data_dir=tmp_path,
+        redis_url=redis.url,
+        redis_timeout_s=0.5,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        # Lines are written after the documents, and would be the tail of the append-only file.
+        corpus_line_slots=0,
     ) as process:
         memory = psutil.Process(process.pid).memory_info
         before_bytes = memory().rss

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import multiprocessing
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,11 +25,12 @@ import redis
 from numpy.typing import NDArray
 
 from dqs.errors import IndexUnavailable
-from dqs.index.embedded import binary_version, find_binary, packaged_binary
+from dqs.index.embedded import find_binary
 from dqs.index.layout import FIRST_BUCKETS, CorpusOptions, Stored, corpus_base
 from dqs.index.redis_store import ENTRIES_PER_BUCKET, Duplicates, DuplicateStore, connect
 from dqs.index.signature import LINES, SignatureParameters, Signatures
 from tests.service.proxy import Proxy
+from tests.service.servers import each_binary
 from tests.simulation.history import Action, Event, Invariant, Kind, Outcome, Recorder, Violation, check
 
 pytestmark = pytest.mark.xdist_group("index-history")
@@ -78,11 +78,6 @@ class Server:
     def close(self) -> None:
         self.kill()
         self.admin.close()
-
-
-def binaries() -> list[Path]:
-    found = shutil.which("redis-server")
-    return [path for path in (Path(found) if found else None, packaged_binary()) if path is not None]
 
 
 @contextmanager
@@ -407,7 +402,7 @@ def test_a_server_that_forgets_is_caught(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("binary", binaries(), ids=lambda path: "redis-" + ".".join(map(str, binary_version(path))))
+@pytest.mark.parametrize("binary", each_binary())
 def test_no_promise_is_broken_in_minutes(tmp_path: Path, binary: Path) -> None:
     for turn in range(8):
         with running(tmp_path / str(turn), binary) as (server, proxy):

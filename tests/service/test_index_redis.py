@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -42,6 +41,7 @@ from dqs.index.redis_store import (
 )
 from dqs.index.signature import LINES, SignatureParameters, Signatures, sign, similarity
 from dqs.text import TextBatch
+from tests.service.servers import binaries, each_binary
 
 ENGLISH = (
     "The harbour froze in the second week of January, and the fishermen walked out over the ice to look at their "
@@ -63,16 +63,7 @@ OTHER_CHINESE = (
 PARAMETERS = SignatureParameters()
 
 
-def binaries() -> list[Path]:
-    found = shutil.which("redis-server")
-    return [path for path in (Path(found) if found else None, packaged_binary()) if path is not None]
-
-
-def version_of(binary: Path) -> str:
-    return "redis-" + ".".join(map(str, binary_version(binary)))
-
-
-@pytest.fixture(scope="module", params=binaries(), ids=version_of)
+@pytest.fixture(scope="module", params=each_binary())
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     with EmbeddedRedis(tmp_path_factory.mktemp("redis"), binary=request.param) as running:
         yield running
@@ -1190,7 +1181,7 @@ def test_an_evicting_server_is_warned_of(client: redis.Redis) -> None:
         assert eventually(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
 
 
-@pytest.fixture(params=binaries(), ids=version_of)
+@pytest.fixture(params=each_binary())
 def binary(request: pytest.FixtureRequest) -> Path:
     path: Path = request.param
     return path
