@@ -169,6 +169,7 @@ class DuplicateStore:
         self._layouts: dict[str, Layout] = {}
         self._openings: dict[str, tuple[Layout, Packed]] = {}
         self._ageing: dict[str, _Ageing] = {}
+        self._line_slots: dict[str, int] = {}
         self._lock = threading.Lock()
         self._circuit = Circuit()
         self._tenants: dict[str, DuplicateStore] = {tenant: self}
@@ -298,17 +299,22 @@ class DuplicateStore:
             return None
         hashes, of, first = distinct(lines)
         pairs = np.zeros((hashes.size, 2), dtype=np.uint32)
-        slots = FIRST_SLOTS
+        slots = self._line_slots.get(corpus, FIRST_SLOTS)
         if layout is not None and hashes.size:
             base = corpus_base(self.tenant, corpus)
-            with self.asking():
-                slots = int(self.client.hget(base + "header", "line_slots") or FIRST_SLOTS)
-                with self.client.pipeline(transaction=False) as pipeline:
+            # The number of slots is asked for along with what stands in them, which is most often the known one.
+            for _ in range(_MAX_LAYOUT_CHANGES):
+                with self.asking(), self.client.pipeline(transaction=False) as pipeline:
+                    pipeline.hget(base + "header", "line_slots")
                     for packed in reads(hashes, slots):
                         pipeline.execute_command(  # type: ignore[no-untyped-call]
                             "BITFIELD_RO", f"{base}{layout.generation}:lines", packed
                         )
-                    pairs = as_pairs([number for part in pipeline.execute() for number in part])
+                    now, *parts = pipeline.execute()
+                if int(now or slots) == slots:
+                    break
+                slots = self._line_slots[corpus] = int(now)
+            pairs = as_pairs([number for part in parts for number in part])
         return SeenLines(lines, hashes, of, pairs, slots, count_seen(lines, hashes, of, first, pairs))
 
     def remember_lines(self, corpus: str, seen: SeenLines, kept: NDArray[np.bool_]) -> None:
