@@ -1,27 +1,28 @@
 """How fast and how large the duplicate index is, on made-up signatures.
 
-    python -m tests.bench.index_store --documents 5000000 --peers .venv-peers/bin/python
+    python -m tests.bench.index_store --documents 100000 1000000 5000000 --peers .venv-peers/bin/python
 
-One client, one private redis-server with its append-only file on. A tenth of the
-documents are near-duplicates of the one before them. Verification, records and
-answers for retries are included. At every mark: documents a second over the last
-of them, as seen by the client and of Redis's processor time (what one core carries
-when clients do not share it), script calls, memory by part. After 100,000 documents
-also with one document a call; after 1,000,000 a tenth of them is deleted.
-With `--peers` datasketch's Redis storage does the same, one document a call.
+A tenth of the documents are near-duplicates of the one before them. Verification, records and answers for
+retries are included. Every size is a corpus on a private redis-server of its own, append-only file on, filled
+first. Then they take turns with 10,000 more documents each, because the machine's speed changes from minute to
+minute and only turns can be compared: documents a second as one client saw it, as two threads of one client did,
+of Redis's processor time, script calls; and one document a call, in turns with datasketch's Redis storage if
+`--peers` names a Python that has it. At the end a tenth of a million documents is deleted from the corpus of a
+million. Memory by part, as Redis estimates it from a sample.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,10 @@ from dqs.index.redis_store import DuplicateStore, connect
 from dqs.index.signature import LINES, SignatureParameters, Signatures
 from tests.bench.report import emit, show
 
-MARKS = (100_000, 1_000_000, 5_000_000)
-"""Documents after which figures are taken."""
-
-SINGLE_AT, SINGLE_DOCUMENTS = 100_000, 5_000
+TURN_DOCUMENTS = 10_000
+SINGLE_DOCUMENTS = 1_000
+"""One a call, per turn."""
 DELETE_AT, DELETE_DOCUMENTS = 1_000_000, 100_000
-_WINDOW_DOCUMENTS = 50_000
 _BATCH_DOCUMENTS = 1000
 _SAMPLES = 20_000
 _CORPUS = "bench"
@@ -65,52 +64,84 @@ def ids_from(start: int, n: int) -> list[str]:
     return [f"document-{number:010d}" for number in range(start, start + n)]
 
 
-class Timed:
-    """Time spent by client and Redis since it was made or `restart`ed."""
+class Subject:
+    """A corpus of some size on a server of its own."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
-        self.restart()
+    def __init__(self, documents: int, folder: Path) -> None:
+        self.size = documents
+        self._server = EmbeddedRedis(folder)
+        self.client = connect(self._server.url, timeout_s=60)
+        self.store = DuplicateStore(self.client, SignatureParameters())
+        self.done = 0
+        self._numbering = threading.Lock()
+        self.turns: list[dict[str, float]] = []
+        self.single: list[dict[str, float]] = []
+        begin_s = time.perf_counter()
+        for signatures in made_up(self.store.default_parameters, documents, seed=1):
+            self._call(signatures)
+            if self.done % 20_000 == 0:
+                rate = self.done / (time.perf_counter() - begin_s)
+                text = f"\r  filling: {self.done:,} of {documents:,} documents, {rate:,.0f}/s "
+                print(text, end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        # A rewrite of the append-only file in one turn and not in another would be all there is to see.
+        self.client.config_set("auto-aof-rewrite-percentage", 0)
+        while self.client.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.2)
 
-    def restart(self) -> None:
-        """Begins anew."""
-        self.documents, self.wall_s, self.client_cpu_s = 0, 0.0, 0.0
-        self._client.config_resetstat()
-        self._redis_cpu_s = self._cpu_s()
+    def _call(self, signatures: Signatures) -> None:
+        with self._numbering:
+            ids = ids_from(self.done, len(signatures))
+            self.done += len(ids)
+        self.store.check_and_insert(_CORPUS, ids, signatures, np.ones(len(ids), dtype=np.bool_))
 
-    def call(self, store: DuplicateStore, ids: list[str], signatures: Signatures) -> int:
-        """One call of the store; returns how many duplicates it named."""
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        found = store.check_and_insert(_CORPUS, ids, signatures, np.ones(len(ids), dtype=np.bool_))
-        self.wall_s += time.perf_counter() - begin
-        self.client_cpu_s += time.process_time() - begin_cpu
-        self.documents += len(ids)
-        return sum(name is not None for name in found.duplicate_of)
+    def turn(self, number: int) -> None:
+        """Some more documents, by one thread and by two."""
+        parameters = self.store.default_parameters
+        batches = list(made_up(parameters, 2 * TURN_DOCUMENTS, seed=100 + number))
+        half = len(batches) // 2
+        with self._timed(self.turns, TURN_DOCUMENTS) as figures:
+            for signatures in batches[:half]:
+                self._call(signatures)
+        with ThreadPoolExecutor(2) as threads:
+            begin_s = time.perf_counter()
+            list(threads.map(self._call, batches[half:]))
+            figures["documents_per_s_two_threads"] = TURN_DOCUMENTS / (time.perf_counter() - begin_s)
 
-    def figures(self) -> dict[str, Any]:
-        """What was measured."""
-        redis_cpu_s = self._cpu_s() - self._redis_cpu_s
-        calls = self._client.info("commandstats")["cmdstat_evalsha"]
-        percentiles = self._percentiles()
-        return {
-            "documents_per_s_wall": self.documents / self.wall_s,
-            "documents_per_s_redis_core": self.documents / redis_cpu_s,
-            "client_cpu_us_per_document": 1e6 * self.client_cpu_s / self.documents,
-            "script_us_per_document": calls["usec"] / self.documents,
-            "script_call_ms_mean": calls["usec_per_call"] / 1000,
-            **percentiles,
-        }
+    def single_turn(self, number: int) -> None:
+        """Some more documents, one a call."""
+        batches = made_up(self.store.default_parameters, SINGLE_DOCUMENTS, seed=900 + number)
+        signatures = [batch[place : place + 1] for batch in batches for place in range(len(batch))]
+        with self._timed(self.single, SINGLE_DOCUMENTS):
+            for one in signatures:
+                self._call(one)
+
+    @contextmanager
+    def _timed(self, into: list[dict[str, float]], documents: int) -> Iterator[dict[str, float]]:
+        self.client.config_resetstat()
+        before_s, begin_s, begin_cpu_s = self._cpu_s(), time.perf_counter(), time.process_time()
+        figures: dict[str, float] = {}
+        yield figures
+        wall_s, client_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
+        calls: dict[str, Any] = self.client.info("commandstats")["cmdstat_evalsha"]
+        figures["documents_per_s"] = documents / wall_s
+        figures["documents_per_s_redis_core"] = documents / (self._cpu_s() - before_s)
+        figures["client_cpu_us_per_document"] = 1e6 * client_s / documents
+        figures["script_call_ms_mean"] = float(calls["usec_per_call"]) / 1000
+        latencies: dict[str, Any] = self.client.info("latencystats")
+        found = latencies.get("latency_percentiles_usec_evalsha")
+        if found is not None:  # Redis 6.2 keeps none
+            figures["script_call_ms_p99"] = float(found["p99"]) / 1000
+        into.append(figures)
 
     def _cpu_s(self) -> float:
-        used: dict[str, Any] = self._client.info("cpu")
+        used: dict[str, Any] = self.client.info("cpu")
         return float(used["used_cpu_user_main_thread"] + used["used_cpu_sys_main_thread"])
 
-    def _percentiles(self) -> dict[str, float]:
-        stats: dict[str, Any] = self._client.info("latencystats")
-        found = stats.get("latency_percentiles_usec_evalsha")
-        if found is None:  # Redis 6.2 keeps none
-            return {}
-        return {f"script_call_ms_{name}": float(found[name]) / 1000 for name in ("p50", "p99")}
+    def close(self) -> None:
+        """Stops the server."""
+        self.store.close()
+        self._server.close()
 
 
 def sizes(client: redis.Redis, store: DuplicateStore) -> dict[str, float]:
@@ -138,48 +169,43 @@ def sizes(client: redis.Redis, store: DuplicateStore) -> dict[str, float]:
     }
 
 
-def measure(documents: int, folder: Path) -> dict[str, Any]:
-    """Inserts made-up documents and returns the figures."""
-    parameters = SignatureParameters()
-    results: dict[str, Any] = {}
-    with (
-        EmbeddedRedis(folder) as server,
-        closing(connect(server.url, timeout_s=60)) as client,
-        closing(DuplicateStore(client, parameters)) as store,
-    ):
-        results["redis"] = re.sub(r"[^0-9.]", "", str(client.info("server")["redis_version"]))
-        timed = Timed(client)
-        done = hits = 0
-        wanted = [mark for mark in MARKS if mark <= documents] or [documents]
-        begin = time.perf_counter()
-        for signatures in made_up(parameters, documents, seed=1):
-            if any(done == mark - min(_WINDOW_DOCUMENTS, mark) for mark in wanted):
-                timed.restart()
-            hits += timed.call(store, ids_from(done, len(signatures)), signatures)
-            done += len(signatures)
-            if done % 20_000 == 0:
-                rate = done / (time.perf_counter() - begin)
-                print(f"\r  {done:,} of {documents:,} documents, {rate:,.0f}/s", end="", file=sys.stderr, flush=True)
-            if done in wanted:
-                results[f"{done:,}"] = {**timed.figures(), **sizes(client, store)}
-                if done == SINGLE_AT:
-                    results["one_document_a_call"] = one_by_one(client, store)
-                if done == DELETE_AT:
-                    results["delete"] = delete(store)
+def medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    """The median of every figure over turns."""
+    return {name: float(np.median([turn[name] for turn in turns if name in turn])) for name in turns[-1]}
+
+
+def measure(documents: list[int], rounds: int, peers: str | None, peer_documents: int, folder: Path) -> dict[str, Any]:
+    """All figures, one column per size of corpus and a few more."""
+    subjects = []
+    peer_turns = []
+    try:
+        for size in documents:
+            subjects.append(Subject(size, folder / str(size)))
+        for number in range(rounds):
+            print(f"\r  turn {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+            for subject in subjects:
+                subject.turn(number)
+            subjects[0].single_turn(number)
+            if peers:
+                peer_turns.append(datasketch(peers, peer_documents))
         print(file=sys.stderr)
-        results["duplicates_named"] = hits
+        results: dict[str, Any] = {"redis": str(subjects[0].client.info("server")["redis_version"])}
+        for subject in subjects:
+            results[f"{subject.size:,}"] = {**medians(subject.turns), **sizes(subject.client, subject.store)}
+        results["one document a call"] = medians(subjects[0].single)
+        results["turns"] = {
+            **{f"{subject.size:,}": subject.turns for subject in subjects},
+            "one document a call": subjects[0].single,
+            "datasketch": peer_turns,
+        }
+        if peer_turns:
+            results["datasketch, one document a call"] = medians([turn["query_then_insert"] for turn in peer_turns])
+            results["datasketch, insertion session"] = medians([turn["insertion_session"] for turn in peer_turns])
+        results["delete"] = [delete(subject.store) for subject in subjects if subject.size == DELETE_AT]
+    finally:
+        for subject in subjects:
+            subject.close()
     return results
-
-
-def one_by_one(client: redis.Redis, store: DuplicateStore) -> dict[str, Any]:
-    """One document a call."""
-    timed = Timed(client)
-    done = 0
-    for signatures in made_up(store.default_parameters, SINGLE_DOCUMENTS, seed=2):
-        for position in range(len(signatures)):
-            timed.call(store, [f"single-{done}"], signatures[position : position + 1])
-            done += 1
-    return timed.figures()
 
 
 def delete(store: DuplicateStore) -> dict[str, Any]:
@@ -200,31 +226,39 @@ def datasketch(python: str, documents: int) -> dict[str, Any]:
         command = [python, "tests/bench/datasketch_redis.py", "--redis", server.url, "--documents", str(documents)]
         finished = subprocess.run(command, check=True, capture_output=True, text=True)
     figures: dict[str, Any] = json.loads(finished.stdout)
-    return figures
+    return {
+        name: {
+            "documents_per_s": figures[name]["documents_per_s_wall"],
+            "documents_per_s_redis_core": figures[name]["documents_per_s_redis_core"],
+            "client_cpu_us_per_document": figures[name]["client_cpu_us_per_document"],
+            "bytes_per_document": figures[name]["bytes_per_document"],
+        }
+        for name in ("query_then_insert", "insertion_session")
+    }
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="Speed and size of the duplicate index on made-up signatures.")
     parser.add_argument("--data", type=Path, help="not used; every benchmark takes it")
-    parser.add_argument("--documents", type=int, default=1_000_000, help="figures at 1e5, 1e6 and 5e6 of them")
+    parser.add_argument("--documents", type=int, nargs="+", default=[100_000, 1_000_000], help="sizes of corpora")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each corpus")
     parser.add_argument("--peers", help="python with datasketch, to compare with its Redis storage")
-    parser.add_argument("--peer-documents", type=int, default=6_000)
+    parser.add_argument("--peer-documents", type=int, default=1_000, help="per turn")
     arguments = parser.parse_args()
-    figures: dict[str, Any] = {}
-    if arguments.peers:
-        figures["datasketch"] = datasketch(arguments.peers, arguments.peer_documents)
     with tempfile.TemporaryDirectory(prefix="dqs-bench-") as folder:
-        figures |= measure(arguments.documents, Path(folder))
-    tables = [name for name in figures if isinstance(figures[name], dict) and name != "datasketch"]
-    rows = list(dict.fromkeys(row for name in tables for row in figures[name]))
+        figures = measure(
+            arguments.documents, arguments.rounds, arguments.peers, arguments.peer_documents, Path(folder)
+        )
+    columns = [name for name in figures if name not in ("redis", "turns", "delete")]
+    rows = list(dict.fromkeys(row for name in columns for row in figures[name]))
     show(
-        "Duplicate index",
-        ["", *tables],
-        [[row, *(figures[name].get(row, "") for name in tables)] for row in rows],
+        f"Duplicate index, medians of {arguments.rounds} turns",
+        ["", *columns],
+        [[row, *(figures[name].get(row, "") for name in columns)] for row in rows],
     )
-    if arguments.peers:
-        show("datasketch on Redis", ["", "value"], list(figures["datasketch"].items()))
+    for deleted in figures["delete"]:
+        show(f"{DELETE_DOCUMENTS:,} ids deleted", ["", "value"], list(deleted.items()))
     emit("index_store", figures)
 
 

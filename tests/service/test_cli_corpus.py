@@ -48,7 +48,7 @@ def filled(redis: Redis) -> Redis:
     return redis
 
 
-@pytest.fixture(params=["redis", "server"])
+@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.slow), "server"])
 def place(request: pytest.FixtureRequest, filled: Redis) -> Iterator[list[str]]:
     """Options that name the index: in Redis, or through a service in front of it."""
     if request.param == "redis":
