@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dqs.errors import ConfigError, DocumentErrorCode
 from dqs.index.offline import Decisions, find_groups, find_repeats, route
 from dqs.index.signature import SignatureParameters, Signatures, sign
+from dqs.pipeline import MAX_ID_BYTES
 from dqs.rows.readers import Cut, Fields, Position, Rows, Source, read_rows
 from dqs.rows.writers import ParquetWriter, RawWriter, explained, open_raw, sync_folder
 from dqs.settings import MIB
@@ -38,7 +39,6 @@ GROUP_ROWS = 4_000_000
 """Rows whose keys of one kind one task sorts: it holds about 50 bytes of each, 80 of an id."""
 
 _WORK = "work"
-_MAX_ID_BYTES = 512  # as the pipeline allows
 IDS, EXACT, BANDS = 0, 1, 2
 """Kinds of keys: ids, text hashes, and from the third on one of every band."""
 
@@ -337,9 +337,9 @@ class _Signing:
         for at, (id_, text) in enumerate(zip(ids, rows.texts, strict=True)):
             if errors[at] is not None:
                 continue
-            if not 1 <= len(id_) <= _MAX_ID_BYTES:
+            if not 1 <= len(id_) <= MAX_ID_BYTES:
                 errors[at] = (
-                    f"{DocumentErrorCode.INVALID_ID}: A document id has 1 to {_MAX_ID_BYTES} bytes of UTF-8; "
+                    f"{DocumentErrorCode.INVALID_ID}: A document id has 1 to {MAX_ID_BYTES} bytes of UTF-8; "
                     "give it another."
                 )
             elif len(text) > limit:

@@ -29,6 +29,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dqs.index.bands import MAX_SAME, MAX_VERIFIED
+from dqs.index.signature import as_words, pair_agreements
 
 Allocate = Callable[[str, tuple[int, ...], Any], NDArray[Any]]
 """Makes an array of zeros from name, shape and dtype: in memory, or a file that is mapped into it."""
@@ -245,7 +246,7 @@ class FirstKept:
         decisions = Decisions.kept(active.size)
         most = int(np.max(entries & ((1 << _CODE_BITS) - 1), initial=0)) * int(np.diff(offsets).max(initial=0))
         _decide_first(
-            begin, active, _words(sketch), offsets, entries, self._slots, self._sketches, self._numbers, self._ranks,
+            begin, active, as_words(sketch), offsets, entries, self._slots, self._sketches, self._numbers, self._ranks,
             self._least, np.empty(most + 1, dtype=np.int64), np.empty(most + 1, dtype=np.int64), self._max_verified,
             decisions.duplicate_of, decisions.similarity, decisions.exact, decisions.bands_met,
         )  # fmt: skip
@@ -297,8 +298,8 @@ class Components:
         code = entries & ((1 << _CODE_BITS) - 1)
         most = int(np.max(code, initial=0, where=code != _CHAIN) + 1) * int(np.diff(offsets).max(initial=0))
         _link(
-            begin, active, _words(sketch), offsets, entries, self._slots, self._sketches, self._numbers, self._parents,
-            self._starts, self._entries, self._ranks, self._least, np.empty(most + 1, dtype=np.int64),
+            begin, active, as_words(sketch), offsets, entries, self._slots, self._sketches, self._numbers,
+            self._parents, self._starts, self._entries, self._ranks, self._least, np.empty(most + 1, dtype=np.int64),
         )  # fmt: skip
 
     def decide(self, active: NDArray[np.bool_], offsets: NDArray[np.int64]) -> Decisions:
@@ -316,43 +317,13 @@ class Components:
         return decisions
 
 
-def _words(sketch: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Sketches eight bytes at a time, of one constness wherever they lie: one compiled kernel."""
-    words = np.ascontiguousarray(sketch).view(np.uint64)
-    words.flags.writeable = False
-    return words
-
-
 @njit(cache=True, nogil=True)
 def _similarity(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> float:
-    """Of one pair, 32 bins at a time; see `dqs.index.signature.similarity`."""
-    low = np.uint64(0x5555555555555555)
-    one = np.uint64(1)
-    same = np.int64(0)
-    both = np.int64(0)
-    either = np.int64(0)
-    for word in range(left.size):
-        a = left[word]
-        b = right[word]
-        # The low bit of each code: whether it is filled, and whether the two differ.
-        filled_a = (a | (a >> one)) & low
-        filled_b = (b | (b >> one)) & low
-        differs = a ^ b
-        both_filled = filled_a & filled_b
-        either += _ones(filled_a | filled_b)
-        both += _ones(both_filled)
-        same += _ones(both_filled & ~(differs | (differs >> one)))
+    """Of one pair of sketches as words; see `dqs.index.signature.similarity`."""
+    same, both, either = pair_agreements(left, right)
     if either == 0:
         return np.nan
     return min(max((3 * same - both) / (2 * either), 0.0), 1.0)
-
-
-@njit(cache=True, nogil=True)
-def _ones(bits: np.uint64) -> np.int64:
-    """How many bits are set, of which none has a neighbour."""
-    pairs = (bits & np.uint64(0x3333333333333333)) + ((bits >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    bytes_ = (pairs + (pairs >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((bytes_ * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 @njit(cache=True, nogil=True)

@@ -226,7 +226,7 @@ class DuplicateStore:
             insert: bool[n]; false = look up only.
             lines_seen: uint8[n]; of `see_lines`, stored and given back when a document is answered again.
             replace: a document whose id the corpus has with another text takes its place:
-                the other one is deleted first.
+                the other one is forgotten in the same step.
             unchecked: keeps documents whatever they repeat, as an import does.
 
         Raises:
@@ -248,9 +248,7 @@ class DuplicateStore:
         if n == 0:
             return result
         base = corpus_base(self.tenant, corpus)
-        submission = Submission.of(
-            encoded, signatures, insert, result.lines_seen.copy(), unchecked=unchecked, replace=replace
-        )
+        submission = Submission.of(encoded, signatures, insert, result.lines_seen, unchecked=unchecked, replace=replace)
         counts = np.zeros((n, 3), dtype=np.int64)
         start = 0
         while start < n:
