@@ -11,7 +11,7 @@ from dqs.executors.loading import WARM_UP, describe, keep_freed_memory, load_sco
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
 from dqs.settings import Settings, quiet_grpc
-from dqs.stores import open_store
+from dqs.stores import open_store, warm_index
 
 
 @contextlib.contextmanager
@@ -53,6 +53,7 @@ def _open_executor(settings: Settings) -> Iterator[Executor]:
 def warm(pipeline: Pipeline) -> None:
     """Runs a small batch in both languages through every scorer, so that all kernels are compiled and loaded."""
     pipeline.run(WARM_UP, policy=next(iter(pipeline.policies)), corpus=None)
+    warm_index()
 
 
 def serve(settings: Settings) -> None:
