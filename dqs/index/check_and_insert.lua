@@ -3,7 +3,8 @@
 -- ARGV  2 parameters, 3 number of buckets, 4 bands, 5 bins of a sketch, 6 least similarity of a near-duplicate,
 --       7 for every byte 0..255 how many of its four bins are empty, 8 most documents under one key of a bucket,
 --       9 most candidates verified, 10 number of documents, then per document packed fields and id, then per
---       document the buckets to look into: those of id and text hash, and of one with a sketch those of the bands.
+--       document the buckets to look into: that of the id, and those of the bands, or without a sketch that of the
+--       text hash.
 --
 -- Packed fields: flags (1 insert, 2 has a sketch, 4 empty text, 8 keep unchecked, 16 replace), text hash [16],
 -- id key [4], lines seen [1], band keys [4 each], filled bins [2, big-endian], sketch.
@@ -26,7 +27,7 @@ local bxor, bor = bit.bxor, bit.bor
 
 local header = call('HMGET', HEADER, 'generation', 'parameters', 'buckets', 'documents', 'next', 'retries_next',
   'retries_oldest', 'window_s', 'retry_s', 'asked', 'exact', 'near', 'retried', 'reused', 'replaced', 'id_bytes',
-  'sketched', 'revision')
+  'sketched', 'revision', 'unbanded')
 if header[1] ~= ARGV[1] or header[2] ~= ARGV[2] then
   return {'header'}
 end
@@ -46,8 +47,11 @@ local since = header[8] ~= '' and seconds - tonumber(header[8]) or 0
 local exact, near, retried = tonumber(header[11]), tonumber(header[12]), tonumber(header[13])
 local reused, replaced = tonumber(header[14]), tonumber(header[15])
 local id_bytes, sketched = tonumber(header[16]), tonumber(header[17])
+-- Documents with a sketch that no band had room for. Without them a copy of a document meets it in a band, and
+-- the bucket of its text hash need not be read for documents that meet nothing.
+local unbanded = tonumber(header[19] or 0)
 local empty_bins, work = nil, 0
-local field = nil
+local bucket_name = nil
 
 local first_field = 11 + 2 * group
 do
@@ -60,14 +64,14 @@ end
 local new_records, new_retries, gone = {}, {}, {}
 local record_fields, retry_fields, gone_records, gone_retries = {}, {}, {}, {}
 
-local function add(bucket, entry)
-  local entries = content[bucket]
-  write(bucket, entries and entries .. entry or entry)
+-- The field of a bucket that the caller has not named.
+local function named_bucket(structure, key)
+  bucket_name = bucket_name or namer(tonumber(ARGV[3]))
+  return bucket_name(structure, key)
 end
 
--- The first `most` numbers that stand under `fingerprint` in a bucket, nil if there is none.
-local function matches(bucket, fingerprint, most)
-  local entries = content[bucket]
+-- The first `most` numbers that stand under `fingerprint` in the entries of a bucket, nil if there is none.
+local function matches(entries, fingerprint, most)
   local at = entries and find(entries, fingerprint, 1, true)
   local found = nil
   while at do
@@ -103,7 +107,7 @@ local function retry_of(number)
 end
 
 local function id_of(record)
-  return sub(record, byte(record) == 2 and long_id or SHORT_ID)
+  return sub(record, byte(record) >= 2 and long_id or SHORT_ID)
 end
 
 -- How many bins of the sketch in `record` have the same code as `sketch`, are filled in both, are filled in either.
@@ -156,7 +160,7 @@ end
 
 -- What the corpus knows under this id: an answer, or nil; and the numbers of all that stand under it.
 local function known(bucket, key, id, text_hash, insert)
-  local found = matches(bucket, sub(key, 2), math.huge)
+  local found = matches(content[bucket], sub(key, 2), math.huge)
   if not found then return nil, nil end
   local answer, numbers, is_kept = nil, {}, false
   for position = 1, #found do
@@ -199,15 +203,14 @@ end
 local function take_out(number)
   local is_record = byte(number) < 128
   local value = is_record and record_of(number) or retry_of(number)
-  field = field or namer(tonumber(ARGV[3]))
-  local fields = fields_of(number, value, bands, field)
+  local fields = fields_of(number, value, bands, named_bucket)
   for place = 1, #fields do
     cut(fields[place], number)
   end
   gone[number] = true
   if is_record then
     documents = documents - 1
-    sketched = sketched - (byte(value) == 2 and 1 or 0)
+    sketched = sketched - (byte(value) >= 2 and 1 or 0)
     id_bytes = id_bytes - #id_of(value)
     gone_records[#gone_records + 1] = number
   else
@@ -216,6 +219,7 @@ local function take_out(number)
 end
 
 local answers = {'done'}
+local prints = {}
 local position, next_field = 0, first_field
 for argument = 11, 9 + 2 * group, 2 do
   local packed, id = ARGV[argument], ARGV[argument + 1]
@@ -225,9 +229,9 @@ for argument = 11, 9 + 2 * group, 2 do
   local unchecked, replace = flags % 16 >= 8, flags >= 16
   local text_hash, id_key, seen = sub(packed, 2, 17), sub(packed, 18, 21), sub(packed, 22, 22)
   local id_bucket = ARGV[next_field]
-  local bucket_of = next_field
-  next_field = next_field + (has_sketch and bands + 2 or 2)
-  local text_bucket = ARGV[bucket_of + 1]
+  local bucket_before = next_field
+  next_field = next_field + (has_sketch and bands + 1 or 2)
+  local text_bucket = not has_sketch and ARGV[bucket_before + 1]
   local answer, numbers = known(id_bucket, id_key, id, text_hash, insert)
   if answer == 'r' and replace then
     for place = 1, #numbers do
@@ -237,39 +241,51 @@ for argument = 11, 9 + 2 * group, 2 do
   end
   local is_retry = answer ~= nil
   local named, counts, met_bands = nil, '\0\0\0\0\0\0', 0
-  local full = nil
+  local full, filled_bands = nil, 0
 
   if not is_retry then
-    local candidates, met = {}, {}
+    local candidates, met = nil, nil
     if has_sketch then
       for band = 1, bands do
-        local found = matches(ARGV[bucket_of + 1 + band], sub(packed, 20 + 4 * band, 22 + 4 * band), max_same)
-        if found then
-          if #found >= max_same then
-            full = full or {}
-            full[band] = true
-          end
-          for place = 1, #found do
-            local number = found[place]
-            if not met[number] then
-              candidates[#candidates + 1] = number
+        local fingerprint = sub(packed, 20 + 4 * band, 22 + 4 * band)
+        prints[band] = fingerprint
+        local entries = content[ARGV[bucket_before + band]]
+        if entries and find(entries, fingerprint, 1, true) then
+          local found = matches(entries, fingerprint, max_same)
+          if found then
+            if not met then
+              candidates, met = {}, {}
             end
-            met[number] = (met[number] or 0) + 1
+            if #found >= max_same then
+              full = full or {}
+              full[band] = true
+              filled_bands = filled_bands + 1
+            end
+            for place = 1, #found do
+              local number = found[place]
+              if not met[number] then
+                candidates[#candidates + 1] = number
+              end
+              met[number] = (met[number] or 0) + 1
+            end
           end
         end
       end
     end
     if not unchecked then
       local record = nil
-      local found = not empty and matches(text_bucket, sub(text_hash, 2, 4), math.huge) or {}
-      for place = 1, #found do
-        record = record_of(found[place])
-        if record and sub(record, 6, 21) == text_hash then
-          named = found[place]
-          break
+      if not empty and (met or not has_sketch or unbanded > 0) then
+        text_bucket = text_bucket or named_bucket(1, sub(text_hash, 1, 4))
+        local found = matches(entries_of(text_bucket), sub(text_hash, 2, 4), math.huge) or {}
+        for place = 1, #found do
+          record = record_of(found[place])
+          if record and sub(record, 6, 21) == text_hash then
+            named = found[place]
+            break
+          end
         end
       end
-      if not named and #candidates > 0 then
+      if not named and met then
         local number, near_record, same, both, either = nearest(packed, candidates, met)
         if number then
           -- The most similar one, the earliest of equals: copies of a text have similarity 1.
@@ -278,7 +294,7 @@ for argument = 11, 9 + 2 * group, 2 do
         end
       end
       if named then
-        met_bands = met[named] or 0
+        met_bands = met and met[named] or 0
         if sub(record, 6, 21) == text_hash then
           exact = exact + 1
           answer = 'x' .. seen .. char(met_bands) .. id_of(record)
@@ -300,21 +316,24 @@ for argument = 11, 9 + 2 * group, 2 do
     local record
     if has_sketch then
       sketched = sketched + 1
-      record = '\2' .. now .. sub(packed, 2) .. id
+      record = (full and '\3' or '\2') .. now .. sub(packed, 2) .. id
       for band = 1, bands do
         if not (full and full[band]) then
-          add(ARGV[bucket_of + 1 + band], sub(packed, 20 + 4 * band, 22 + 4 * band) .. number)
+          local bucket = ARGV[bucket_before + band]
+          write(bucket, (content[bucket] or '') .. prints[band] .. number)
         end
       end
+      if filled_bands == bands then unbanded = unbanded + 1 end
     else
-      record = '\0' .. now .. text_hash .. id_key .. seen .. id
+      record = (empty and '\0' or '\1') .. now .. text_hash .. id_key .. seen .. id
     end
     new_records[number] = record
     record_fields[#record_fields + 1] = number
-    add(id_bucket, sub(id_key, 2) .. number)
+    write(id_bucket, (content[id_bucket] or '') .. sub(id_key, 2) .. number)
     -- Copies of other documents are found by their bands.
     if not empty and (full or not has_sketch) then
-      add(text_bucket, sub(text_hash, 2, 4) .. number)
+      text_bucket = text_bucket or named_bucket(1, sub(text_hash, 1, 4))
+      write(text_bucket, (entries_of(text_bucket) or '') .. sub(text_hash, 2, 4) .. number)
     end
   elseif retry_s > 0 then
     local number = pack('>I5', FIRST_RETRY + next_retry)
@@ -323,7 +342,7 @@ for argument = 11, 9 + 2 * group, 2 do
     new_retries[number] = kind .. now .. text_hash .. id_key .. seen .. (named or '\0\0\0\0\0') .. char(met_bands)
       .. counts .. id
     retry_fields[#retry_fields + 1] = number
-    add(id_bucket, sub(id_key, 2) .. number)
+    write(id_bucket, (content[id_bucket] or '') .. sub(id_key, 2) .. number)
   end
   answers[6 + position] = answer or ''
   if work > MAX_WORK then break end
@@ -347,7 +366,7 @@ if #gone_retries > 0 then call('HDEL', RETRIES, unpack(gone_retries)) end
 store()
 call('HSET', HEADER, 'documents', documents, 'next', next_number, 'retries_next', next_retry,
   'asked', tonumber(header[10]) + position, 'exact', exact, 'near', near, 'retried', retried, 'reused', reused,
-  'replaced', replaced, 'id_bytes', id_bytes, 'sketched', sketched)
+  'replaced', replaced, 'id_bytes', id_bytes, 'sketched', sketched, 'unbanded', unbanded)
 answers[2], answers[3], answers[4], answers[5] = documents, next_retry, tonumber(header[7]), seconds
 answers[6] = tonumber(header[18])
 return answers

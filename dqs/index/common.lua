@@ -5,7 +5,7 @@
 --
 -- A bucket is a field of the hash `buckets`: structure [1] (0 ids, 1 text hashes, then the bands), number [3,
 -- big-endian]. Its value is a string of entries: bytes 2 to 4 of the key, document number [5, big-endian].
--- A record is: flags (2 has a sketch) [1], Unix seconds [4, big-endian], text hash [16], id key [4], lines seen [1],
+-- A record is: flags (1 stands in a bucket of text hashes, 2 has a sketch) [1], Unix seconds [4, big-endian], text hash [16], id key [4], lines seen [1],
 -- then, of a document with a sketch, band keys [4 each], filled bins [2, big-endian], sketch, and at the end the id.
 -- A retry is: answer ('u' unique, 'x' exact, 'n' near) [1], Unix seconds [4], text hash [16], id key [4], lines
 -- seen [1], number of the document named [5], bands met [1], bins that are the same [2], filled in both [2], in
@@ -22,7 +22,10 @@ local FIRST_RETRY = 549755813888
 local RETRY_ID, SHORT_ID = 39, 27
 
 -- The contents of buckets as they are after what this call has done, by field; false where there is none.
-local content, changed, changed_fields = {}, {}, {}
+local content = {}
+-- The fields that have changed, each followed by its content, and where the contents stand.
+local changes, place_of, length = {}, {}, 0
+local has_empty = false
 
 -- A function that names the bucket of a key [4, little-endian] in a structure, by linear hashing.
 local function namer(buckets)
@@ -46,43 +49,59 @@ local function read(fields)
   end
 end
 
-local function write(field, entries)
-  content[field] = entries
-  if not changed[field] then
-    changed[field] = true
-    changed_fields[#changed_fields + 1] = field
-  end
-end
-
--- Writes what has changed into the hash `buckets`.
-local function store()
-  local set, gone = {}, {}
-  for place = 1, #changed_fields do
-    local field = changed_fields[place]
-    if content[field] == '' then
-      gone[#gone + 1] = field
-    else
-      set[#set + 1] = field
-      set[#set + 1] = content[field]
-    end
-  end
-  if #set > 0 then call('HSET', BUCKETS, unpack(set)) end
-  if #gone > 0 then call('HDEL', BUCKETS, unpack(gone)) end
-end
-
--- Takes the entry of a document out of a bucket.
-local function cut(field, number)
+-- What a bucket holds, read if this call has not done so; false where there is none.
+local function entries_of(field)
   local entries = content[field]
   if entries == nil then
     entries = call('HGET', BUCKETS, field)
     content[field] = entries
   end
+  return entries
+end
+
+local function write(field, entries)
+  content[field] = entries
+  local place = place_of[field]
+  if place then
+    changes[place] = entries
+  else
+    changes[length + 1] = field
+    length = length + 2
+    changes[length] = entries
+    place_of[field] = length
+  end
+end
+
+-- Writes what has changed into the hash `buckets`.
+local function store()
+  local gone = {}
+  if has_empty then
+    local filled = {}
+    for place = 2, length, 2 do
+      if changes[place] == '' then
+        gone[#gone + 1] = changes[place - 1]
+      else
+        filled[#filled + 1] = changes[place - 1]
+        filled[#filled + 1] = changes[place]
+      end
+    end
+    changes = filled
+  end
+  if #changes > 0 then call('HSET', BUCKETS, unpack(changes)) end
+  if #gone > 0 then call('HDEL', BUCKETS, unpack(gone)) end
+end
+
+-- Takes the entry of a document out of a bucket.
+local function cut(field, number)
+  local entries = entries_of(field)
   local at = entries and find(entries, number, 1, true)
   while at and at % 8 ~= 4 do
     at = find(entries, number, at + 1, true)
   end
   if at then
-    write(field, sub(entries, 1, at - 4) .. sub(entries, at + 5))
+    entries = sub(entries, 1, at - 4) .. sub(entries, at + 5)
+    has_empty = has_empty or entries == ''
+    write(field, entries)
   end
 end
 
@@ -90,10 +109,13 @@ end
 local function fields_of(number, value, bands, field)
   local fields = {field(0, sub(value, 22, 25))}
   if byte(number) < 128 then
-    fields[2] = field(1, sub(value, 6, 9))
-    if byte(value) == 2 then
+    local flags = byte(value)
+    if flags % 2 == 1 then
+      fields[2] = field(1, sub(value, 6, 9))
+    end
+    if flags >= 2 then
       for band = 1, bands do
-        fields[2 + band] = field(1 + band, sub(value, 23 + 4 * band, 26 + 4 * band))
+        fields[#fields + 1] = field(1 + band, sub(value, 23 + 4 * band, 26 + 4 * band))
       end
     end
   end

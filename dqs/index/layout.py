@@ -24,6 +24,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -245,8 +246,7 @@ class Submission:
             unchecked: keeps documents whatever they repeat.
             replace: documents take the place of others with their id.
         """
-        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.cumsum([len(id_) for id_ in ids], out=offsets[1:])
+        offsets = np.array([0, *accumulate(map(len, ids))], dtype=np.int64)
         always = (_FLAG_UNCHECKED if unchecked else 0) | (_FLAG_REPLACE if replace else 0)
         flags = insert * np.uint8(_FLAG_INSERT) | np.uint8(always)
         return cls(
@@ -372,14 +372,15 @@ def _write_group(
         power *= 2
     fields = 0
     for document in range(start, stop):
-        text_key = np.uint32(text_hash[document, 0] & np.uint64(0xFFFFFFFF))
         end = _write_bucket(0, id_keys[document], buckets, power, out, end)
-        end = _write_bucket(1, text_key, buckets, power, out, end)
-        fields += 2
         if shingles[document] > 0:
             for band in range(bands.shape[1]):
                 end = _write_bucket(2 + band, bands[document, band], buckets, power, out, end)
-            fields += bands.shape[1]
+            fields += 1 + bands.shape[1]
+        else:
+            text_key = np.uint32(text_hash[document, 0] & np.uint64(0xFFFFFFFF))
+            end = _write_bucket(1, text_key, buckets, power, out, end)
+            fields += 2
     return fields, end
 
 

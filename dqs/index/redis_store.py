@@ -21,6 +21,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -81,6 +82,7 @@ SPLIT_BUCKETS = 8
 _MAX_LAYOUT_CHANGES = 100
 _REMOVE_DOCUMENTS = 32
 """Looked at by one script call that removes; twice as many as are inserted by one, so that windows keep pace."""
+_REMOVE_THREADS = 2
 _FIND_DOCUMENTS = 512
 _LINE_PIECES = 4
 DATA = ("records", "retries", "buckets", "lines")
@@ -172,6 +174,7 @@ class DuplicateStore:
         self._line_slots: dict[str, int] = {}
         self._lock = threading.Lock()
         self._circuit = Circuit()
+        self._threads = threading.local()
         self._tenants: dict[str, DuplicateStore] = {tenant: self}
 
     def of(self, tenant: str) -> DuplicateStore:
@@ -192,6 +195,7 @@ class DuplicateStore:
                 )
                 store._tenants = self._tenants
                 store._circuit = self._circuit
+                store._threads = self._threads
                 self._tenants[tenant] = store
             return store
 
@@ -427,15 +431,22 @@ class DuplicateStore:
         encoded = list(dict.fromkeys(encoded_id(document) for document in ids))
         base = corpus_base(self.tenant, corpus)
         raw = id_keys(encoded).tobytes()
-        known = 0
-        for start in range(0, len(encoded), _REMOVE_DOCUMENTS):
+
+        def remove(start: int) -> int:
             part = encoded[start : start + _REMOVE_DOCUMENTS]
             pairs = [word for place, id_ in enumerate(part, start) for word in (raw[4 * place : 4 * place + 4], id_)]
             reply = self._call_remove(corpus, base, ["ids"], Packed(len(pairs), packed_words(pairs)))
-            if reply is None:
-                return known
-            known += int(reply[1])
-        return known
+            return 0 if reply is None else int(reply[1])
+
+        starts = range(0, len(encoded), _REMOVE_DOCUMENTS)
+        if len(starts) < _REMOVE_THREADS:
+            return sum(map(remove, starts))
+        # One call is written while Redis works on another, and nobody else waits longer than for one of them.
+        pool = ThreadPoolExecutor(_REMOVE_THREADS, thread_name_prefix="dqs-delete")
+        try:
+            return sum(pool.map(remove, starts))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def find(self, corpus: str, ids: Iterable[str]) -> list[Stored]:
         """What a corpus holds under some ids: kept documents, and remembered answers about others.
@@ -705,12 +716,19 @@ class DuplicateStore:
         with self.asking():
             for _ in range(2):
                 try:
-                    reply: list[Any] = self.client.execute_command("EVALSHA", arguments)  # type: ignore[no-untyped-call]
+                    reply: list[Any] = self._own_client().execute_command("EVALSHA", arguments)  # type: ignore[no-untyped-call]
                     return reply
                 except redis.exceptions.NoScriptError:
                     # A restart or SCRIPT FLUSH has lost it.
                     self.client.script_load(self._scripts[script].script)
         raise IndexUnavailable("Redis forgets scripts as soon as they are loaded; check the server")
+
+    def _own_client(self) -> redis.Redis:
+        """A client with a connection of this thread's own: to take one from the pool costs as much as a small call."""
+        client: redis.Redis | None = getattr(self._threads, "client", None)
+        if client is None:
+            client = self._threads.client = self.client.client()  # type: ignore[no-untyped-call]
+        return client
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -729,6 +747,9 @@ class DuplicateStore:
                 if is_read_only(error.__context__):
                     # The name may stand for another server by now; old connections would stay with this one.
                     self.client.connection_pool.disconnect(inuse_connections=False)
+                    own = self._own_client().connection
+                    if own is not None:
+                        own.disconnect()  # type: ignore[no-untyped-call]
             raise
         except BaseException:
             self._circuit.succeed()
@@ -743,7 +764,7 @@ def _literally(text: str) -> bytes:
 
 _COUNTERS = (
     "documents", "next", "oldest", "retries_next", "retries_oldest", "asked", "exact", "near", "retried", "reused",
-    "replaced", "deleted", "expired", "id_bytes", "sketched", "lines", "lines_copied", "revision",
+    "replaced", "deleted", "expired", "id_bytes", "sketched", "unbanded", "lines", "lines_copied", "revision",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ local function id_of(number, value)
   if byte(number) >= 128 then
     return sub(value, RETRY_ID)
   end
-  return sub(value, byte(value) == 2 and long_id or SHORT_ID)
+  return sub(value, byte(value) >= 2 and long_id or SHORT_ID)
 end
 
 local function remove(number, value)
@@ -33,7 +33,7 @@ local function remove(number, value)
     records[#records + 1] = number
     documents = documents - 1
     id_bytes = id_bytes - #id_of(number, value)
-    sketched = sketched - (byte(value) == 2 and 1 or 0)
+    sketched = sketched - (byte(value) >= 2 and 1 or 0)
   else
     retries[#retries + 1] = number
   end
@@ -46,9 +46,10 @@ local function finish()
     local fields = fields_of(number, value, bands, field)
     fields_by_number[number] = fields
     for place = 1, #fields do
-      if content[fields[place]] == nil and not seen[fields[place]] then
-        seen[fields[place]] = true
-        wanted[#wanted + 1] = fields[place]
+      local name = fields[place]
+      if content[name] == nil and not seen[name] then
+        seen[name] = true
+        wanted[#wanted + 1] = name
       end
     end
   end

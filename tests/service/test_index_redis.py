@@ -310,14 +310,15 @@ def test_boilerplate_keeps_buckets_and_work_bounded(client: redis.Redis, store: 
     assert last.exact.tolist() == [True]
 
 
-def test_an_exact_copy_is_found_after_boilerplate_has_gone(store: DuplicateStore, corpus: str) -> None:
-    # The last document came when all of its bands were full; the copy comes when they are not any more.
+@pytest.mark.parametrize("gone", [1, MAX_SAME])
+def test_an_exact_copy_is_found_after_boilerplate_has_gone(store: DuplicateStore, corpus: str, gone: int) -> None:
+    # The last document came when all of its bands were full; the copy comes when they are not any more, or empty.
     n = MAX_SAME + 1
     signatures = random_signatures(n, seed=3)
     signatures.bands[:] = signatures.bands[0]
     ids = [f"d{position}" for position in range(n)]
     assert store.check_and_insert(corpus, ids, signatures, ones(n)).duplicate_of == [None] * n
-    assert store.delete(corpus, ids[:1]) == 1
+    assert store.delete(corpus, ids[:gone]) == gone
     assert store.check_and_insert(corpus, ["copy"], signatures[n - 1 :], ones(1)).duplicate_of == [ids[-1]]
 
 
