@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ class Subject:
         self.turns: list[dict[str, float]] = []
         self.single: list[dict[str, float]] = []
         begin_s = time.perf_counter()
-        for signatures in made_up(self.store.default_parameters, documents, seed=1):
-            self._call(signatures)
-            if self.done % 20_000 == 0:
+        batches = made_up(self.store.default_parameters, documents, seed=1)
+        with ThreadPoolExecutor(2) as threads:
+            while some := list(islice(batches, 20)):
+                list(threads.map(self._call, some))
                 rate = self.done / (time.perf_counter() - begin_s)
                 text = f"\r  filling: {self.done:,} of {documents:,} documents, {rate:,.0f}/s "
                 print(text, end="", file=sys.stderr, flush=True)
