@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -30,17 +30,43 @@ hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, der
 hypothesis_settings.load_profile("dqs")
 
 
-_LONG_GROUPS = ("ray", "soak", "fuzz")
+_RAY = ("tests/cluster/test_nodes.py", "tests/cluster/test_stop.py", "tests/cluster/test_workers.py",
+        "tests/contract/test_executors.py", "tests/cluster/test_dedup.py::test_workers_that_are_killed",
+        "tests/cluster/test_dedup.py::test_tasks_that_fail")  # fmt: skip
+"""Tests that start workers: one after the other, for two clusters at a time are too much for a small machine."""
+_LONG = (
+    *_RAY, "tests/service/test_fuzz.py", "tests/service/test_soak.py", "tests/service/test_cli_score.py",
+)  # fmt: skip
+"""What takes longest begins first, so that none is left for the end, alone on one core."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has the groups that take minutes begin first, so that none is left for the end, alone on one core."""
+    """Sorts the tests by when they are to begin."""
 
     def rank(item: pytest.Item) -> int:
-        group = item.get_closest_marker("xdist_group")
-        return _LONG_GROUPS.index(group.args[0]) if group and group.args[0] in _LONG_GROUPS else len(_LONG_GROUPS)
+        places = [place for place, name in enumerate(_LONG) if item.nodeid.startswith(name)]
+        return places[0] if places else len(_LONG) + item.nodeid.startswith("tests/unit/")
 
     items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out whole files, so that what their tests share is started once; and one worker gets all with Ray.
+
+    Groups by mark would do, but from pytest 9.2 on pytest-xdist 3.8 does not see them, and says nothing.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "Ray" if nodeid.startswith(_RAY) else nodeid.partition("::")[0]
+
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    # In the order of the tests, not those with many tests first.
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -222,6 +222,7 @@ def slope_per_hour(points: list[tuple[float, float]]) -> float:
 def soak(
     seconds: float,
     *,
+    least: int = 0,
     workers: int = 0,
     kill_s: float = 0,
     seed: int = 1,
@@ -232,6 +233,7 @@ def soak(
 
     Args:
         seconds: how long.
+        least: goes on until so many documents are answered, for ten times as long at most.
         workers: Ray actors of the service; 0 scores in its process.
         kill_s: a worker is killed that often; 0 for never.
         seed: of texts and choices.
@@ -249,7 +251,7 @@ def soak(
         next_kill_s = kill_s or float("inf")
         next_line_s = 60.0
         kills = 0
-        for _ in _ticks(seconds, pause_s):
+        for _ in _ticks(seconds, pause_s, lambda: load.ledger.answered >= least):
             readings.append(read(server, begin_s))
             now_s = readings[-1].at_s
             if now_s >= next_kill_s:
@@ -287,9 +289,9 @@ def soak(
         }
 
 
-def _ticks(seconds: float, pause_s: float) -> Iterator[None]:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
+def _ticks(seconds: float, pause_s: float, is_enough: Callable[[], bool]) -> Iterator[None]:
+    begin_s = time.monotonic()
+    while (now_s := time.monotonic()) < begin_s + seconds or (not is_enough() and now_s < begin_s + 10 * seconds):
         time.sleep(pause_s)
         yield
 

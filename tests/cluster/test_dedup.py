@@ -357,7 +357,6 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert cli.run("--resume")[0] == 1
 
 
-@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_workers_that_are_killed_leave_what_one_process_would_have_written(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
@@ -390,7 +389,6 @@ def die_always(_: str, item: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_tasks_that_fail_end_with_a_sentence_and_dead_workers_are_made_up_for(tmp_path: Path) -> None:
     code = (
         "from contextlib import closing\n"

@@ -17,8 +17,6 @@ from tests.cluster.killing import RAISES, BrokenScorer, build
 from tests.cluster.workers import score
 from tests.contract.test_scorers import DOCUMENTS, ONNX_TOLERANCE
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 LANGUAGES = ["", "en", "zh", "de", "en"] * (len(DOCUMENTS) // 5 + 1)
 
 

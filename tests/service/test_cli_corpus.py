@@ -24,10 +24,8 @@ from dqs.server.tenants import new_token
 from dqs.text import TextBatch
 from tests.service.conftest import SMALL_LIMITS
 from tests.service.serving import CHINESE, ENGLISH, LocalServer, Redis
-from tests.service.test_cli_commands import WAIT_S, assert_one_sentence, dqs, environment
+from tests.service.test_cli_commands import WAIT_S, assert_one_sentence, dqs, dqs_here, environment
 from tests.service.test_corpora import text_of
-
-pytestmark = pytest.mark.xdist_group("service")
 
 CORPUS = "语料 1"
 
@@ -60,7 +58,7 @@ def place(request: pytest.FixtureRequest, filled: Redis) -> Iterator[list[str]]:
 
 def run(folder: Path, *arguments: object, status: int = 0) -> str:
     """Standard output of a command that ends with this status."""
-    code, out, err = dqs(folder, "corpus", *arguments)
+    code, out, err = dqs_here(folder, "corpus", *arguments)
     assert code == status, err
     return out
 
@@ -74,7 +72,7 @@ def test_the_life_of_a_corpus(tmp_path: Path, place: list[str]) -> None:
     made = ("create", "neu 新", "--threshold", "0.8", "--normaliser", "lower/1", "--window-days", "2", *place)
     assert run(tmp_path, *made).startswith("neu 新: made, threshold 0.8, ")
     assert "is there already" in run(tmp_path, *made)
-    code, out, err = dqs(tmp_path, "corpus", *made[:2], "--threshold", "0.9", *place)
+    code, out, err = dqs_here(tmp_path, "corpus", *made[:2], "--threshold", "0.9", *place)
     assert (code, out) == (2, "")
     assert_one_sentence(err)
     assert "threshold 0.8 (here 0.9)" in err
@@ -106,10 +104,10 @@ def test_the_life_of_a_corpus(tmp_path: Path, place: list[str]) -> None:
         "unknown", "unknown", "kept",
     ]  # fmt: skip
 
-    code, out, err = dqs(tmp_path, "corpus", "drop", CORPUS, *place)
+    code, out, err = dqs_here(tmp_path, "corpus", "drop", CORPUS, *place)
     assert (code, out) == (0, f"{CORPUS}: dropped with 599 documents\n")
     assert "append-only file" in err
-    code, out, err = dqs(tmp_path, "corpus", "drop", CORPUS, *place)
+    code, out, err = dqs_here(tmp_path, "corpus", "drop", CORPUS, *place)
     assert (code, out) == (2, "")
     assert_one_sentence(err)
     assert [row["corpus"] for row in ask(tmp_path, "list", *place)] == ["neu 新"]
@@ -124,7 +122,7 @@ def test_an_export_goes_through_a_file_both_ways(tmp_path: Path, filled: Redis) 
         one, other = pq.read_table(tmp_path / "direct.parquet"), pq.read_table(tmp_path / "remote.parquet")
         assert "602 documents imported" in run(tmp_path, "import", "远", "direct.parquet", *remote)
         assert "602 documents imported" in run(tmp_path, "import", "近", "remote.parquet", *direct)
-        code, out, err = dqs(tmp_path, "corpus", "import", "远", "remote.parquet", *direct)
+        code, out, err = dqs_here(tmp_path, "corpus", "import", "远", "remote.parquet", *direct)
         run(tmp_path, "export", "远", "again.parquet", *direct)
         run(tmp_path, "export", "远", "again.parquet", *direct, status=2)
 
@@ -152,7 +150,7 @@ def test_a_broken_import_goes_on(tmp_path: Path, filled: Redis) -> None:
     spoilt[-1] = b"short"
     column = whole.schema.get_field_index("sketch")
     pq.write_table(whole.set_column(column, "sketch", pa.array(spoilt, pa.binary())), tmp_path / "spoilt.parquet")
-    code, out, err = dqs(tmp_path, "corpus", "import", "neu", "spoilt.parquet", *way)
+    code, out, err = dqs_here(tmp_path, "corpus", "import", "neu", "spoilt.parquet", *way)
     assert (code, out) == (2, "")
     assert_one_sentence(err)
     done = run(tmp_path, "import", "neu", "whole.parquet", *way)
@@ -167,7 +165,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path, redis: Redis, kind: str) -
         (tmp_path / "in.parquet").write_text("no Parquet")
     elif kind == "other":
         pq.write_table(pa.table({"text": ["a"]}), tmp_path / "in.parquet")
-    code, out, err = dqs(tmp_path, "corpus", "import", "neu", "in.parquet", "--redis", redis.url)
+    code, out, err = dqs_here(tmp_path, "corpus", "import", "neu", "in.parquet", "--redis", redis.url)
     assert (code, out) == (2, "")
     assert_one_sentence(err)
     assert "in.parquet" in err
@@ -175,11 +173,11 @@ def test_what_is_no_export_is_refused(tmp_path: Path, redis: Redis, kind: str) -
 
 
 def test_an_export_that_fails_leaves_no_file(tmp_path: Path, redis: Redis) -> None:
-    code, _, err = dqs(tmp_path, "corpus", "export", "none", "out.parquet", "--redis", redis.url)
+    code, _, err = dqs_here(tmp_path, "corpus", "export", "none", "out.parquet", "--redis", redis.url)
     assert code == 2
     assert "there is no corpus none" in err
     keep(redis.url, "some", [("en", ENGLISH)])
-    code, _, err = dqs(tmp_path, "corpus", "export", "some", "no/folder.parquet", "--redis", redis.url)
+    code, _, err = dqs_here(tmp_path, "corpus", "export", "some", "no/folder.parquet", "--redis", redis.url)
     assert code == 2
     assert_one_sentence(err)
     assert [path.name for path in tmp_path.rglob("*.parquet")] == []
@@ -194,8 +192,8 @@ def test_tenants_and_tokens(tmp_path: Path, redis: Redis) -> None:
     with LocalServer(redis_url=redis.url, tokens=tokens, **SMALL_LIMITS) as server:
         remote = ["--server", server.address]
         with_token = ask(tmp_path, "list", *remote, "--token-file", "token")
-        _, _, without = dqs(tmp_path, "corpus", "list", *remote)
-        _, _, both = dqs(tmp_path, "corpus", "list", *remote, "--tenant", "alpha")
+        _, _, without = dqs_here(tmp_path, "corpus", "list", *remote)
+        _, _, both = dqs_here(tmp_path, "corpus", "list", *remote, "--tenant", "alpha")
     assert [row["corpus"] for row in with_token] == ["alphas"]
     assert "--token-file" in without
     assert "leave out" in both
@@ -204,14 +202,17 @@ def test_tenants_and_tokens(tmp_path: Path, redis: Redis) -> None:
 
 
 def test_the_private_redis_forgets_on_disk_before_it_ends(tmp_path: Path) -> None:
-    assert "made" in run(tmp_path, "create", "privat")
+    code, out, err = dqs(tmp_path, "corpus", "create", "privat")
+    assert (code, "made" in out) == (0, True), err
     name = b"privat"
     folder = tmp_path / "data" / "redis"
     held = [path for path in folder.rglob("*") if path.is_file() and name in path.read_bytes()]
     assert held != []
-    run(tmp_path, "drop", "privat")
-    assert ask(tmp_path, "list") == []
+    code, _, err = dqs(tmp_path, "corpus", "drop", "privat")
+    assert code == 0, err
     assert not [path for path in folder.rglob("*") if path.is_file() and name in path.read_bytes()]
+    code, out, err = dqs(tmp_path, "corpus", "list", "--json")
+    assert (code, json.loads(out)) == (0, []), err
 
 
 def test_a_person_is_asked_first(tmp_path: Path, filled: Redis) -> None:
@@ -246,6 +247,6 @@ def test_a_person_is_asked_first(tmp_path: Path, filled: Redis) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(tmp_path: Path, redis: Redis, arguments: tuple[str, ...]) -> None:
-    code, out, err = dqs(tmp_path, "corpus", *arguments, "--redis", redis.url)
+    code, out, err = dqs_here(tmp_path, "corpus", *arguments, "--redis", redis.url)
     assert (code, out) == (2, "")
     assert_one_sentence(err)

@@ -21,6 +21,7 @@ import pytest
 
 from dqs.server.tenants import new_token
 from tests.service.serving import LocalServer, Redis, ServerProcess
+from tests.service.test_cli_commands import dqs_here
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
@@ -209,8 +210,8 @@ def test_what_cannot_work_is_one_sentence_and_writes_nothing(cli: Cli, arguments
     (cli.folder / "broken" / "m" / "1").mkdir(parents=True)
     (cli.folder / "broken" / "m" / "1" / "model.toml").write_text("name = ")
     before = cli.names()
-    status, out, err = cli.run("score", *arguments)
-    assert (status, out) == (2, b"")
+    status, out, err = dqs_here(cli.folder, "score", *arguments, DQS_DATA_DIR=cli.env["DQS_DATA_DIR"])
+    assert (status, out) == (2, "")
     assert_one_sentence(err)
     assert expected in err
     assert cli.names() == before
@@ -573,7 +574,7 @@ def test_a_token_file_that_is_missing_and_options_that_do_not_fit_are_refused_at
         (("--server", "localhost:1", "--workers", "2"), "leave out --server"),
         (("--server", ","), "No server is named"),
     ):
-        status, _, err = cli.run("score", "in.jsonl", "-o", "out.jsonl", *options)
+        status, _, err = dqs_here(cli.folder, "score", "in.jsonl", "-o", "out.jsonl", *options)
         assert status == 2, options
         assert_one_sentence(err)
         assert words in err

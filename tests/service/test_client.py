@@ -34,8 +34,6 @@ from dqs.errors import (
 from tests.service.proxy import Proxy
 from tests.service.serving import CHINESE, ENGLISH, POISON, ROOT, LocalServer, ServerProcess
 
-pytestmark = pytest.mark.xdist_group("service")
-
 SMALL_WINDOW = Window(documents=64, text_bytes=64 << 10, message_documents=8, message_bytes=16 << 10)
 BRIEF = Timeouts(connect_s=0.3, answer_s=30, retry_s=0.3)
 
@@ -468,7 +466,7 @@ class TestAsync:
                 yield question
 
         with Proxy(local.address) as proxy:
-            timeouts = replace(BRIEF, connect_s=30, answer_s=0.5)
+            timeouts = replace(BRIEF, connect_s=30, answer_s=2.0)
             async with AsyncClient(proxy.address, timeouts=timeouts) as client:
                 await client.info()
                 verdicts = client.score(questions(), corpus=None)
@@ -477,7 +475,7 @@ class TestAsync:
                     await anext(verdicts)
                     proxy.cut()
                     following = asyncio.ensure_future(anext(verdicts))
-                    await asyncio.sleep(1.0)
+                    await asyncio.sleep(timeouts.answer_s + 0.5)
                     assert not following.done()
                     asked.put_nowait(ENGLISH)
                     await following

@@ -37,8 +37,6 @@ from tests.service.certificates import Authority, key_pem
 from tests.service.proxy import Proxy
 from tests.service.serving import CHINESE, ENGLISH, ROOT, LocalServer, Redis, ServerProcess, SlowServer, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 SMALL_WINDOW = Window(documents=64, text_bytes=64 << 10, message_documents=8, message_bytes=16 << 10)
 BRIEF = Timeouts(connect_s=0.3, answer_s=60, retry_s=0.3)
 KINDS = ("sync", "async")

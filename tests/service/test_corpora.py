@@ -37,8 +37,6 @@ from tests.service.conftest import SMALL_LIMITS
 from tests.service.servers import each_binary
 from tests.service.serving import CHINESE, ENGLISH, LocalServer, Redis, raw_channel, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 GIVEN = [("en", ENGLISH), ("zh", CHINESE)]
 COPIES = [("en copy", ENGLISH), ("zh copy", CHINESE)]
 
@@ -148,7 +146,7 @@ class TestDropping:
         indexed.executor.close_gate()
         with Client(indexed.address) as leaving, Client(indexed.address) as client, ThreadPoolExecutor(2) as pool:
             with pytest.raises(DeadlineExceeded):
-                leaving.score_batch(GIVEN, policy="score-only", corpus="busy", timeout_s=0.5)
+                leaving.score_batch(GIVEN, policy="score-only", corpus="busy", timeout_s=2.0)
             assert indexed.executor.entered.get(timeout=30) == 2
             staying = pool.submit(client.score_batch, COPIES, policy="score-only", corpus="busy")
             # Another corpus has nothing to wait for.
@@ -546,12 +544,13 @@ class TestAgeing:
     def test_what_has_left_the_window_is_not_found_and_not_exported(self, redis: Redis) -> None:
         with contextlib.closing(DuplicateStore(connect(redis.url))) as store:
             corpora = Corpora(store)
-            corpora.create("short", options={"window_s": 1, "retry_s": 1})
+            corpora.create("short")
             keep(store, "short", 2)
             texts = sign(TextBatch.from_bytes([b"looked up only"]), store.parameters("short"))
             store.check_and_insert("short", ["asked"], texts, np.zeros(1, np.bool_))
             before = corpora.find("short", ["id 0", "id 1", "asked"])
             exported = [len(piece) for piece in corpora.export("short")]
+            corpora.configure("short", {"window_s": 1, "retry_s": 1})
             time.sleep(2.5)
             # Nothing has removed them yet.
             assert corpora.describe("short").documents == 2

@@ -25,8 +25,6 @@ from dqs.errors import (
 from dqs.server.status import DETAILS_KEY, incident, rpc_status
 from tests.service.serving import CHINESE, ENGLISH, Redis, ServerProcess
 
-pytestmark = pytest.mark.xdist_group("service")
-
 
 class FailedCall(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
     """A call that failed with what a server sends for an error."""

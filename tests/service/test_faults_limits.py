@@ -31,8 +31,6 @@ from tests.service.serving import ENGLISH, ROOT, Redis, ServerProcess, raw_chann
 from tests.service.test_cli_commands import assert_one_sentence, dqs
 from tests.service.test_faults_redis import documents, eventually, finds_duplicates, nothing_is_called_unique_in_vain
 
-pytestmark = pytest.mark.xdist_group("redis-faults")
-
 MAX_GROWTH_BYTES = 100 << 20
 MAX_MESSAGE_BYTES = 2 << 20
 

@@ -24,8 +24,6 @@ from dqs.client import Timeouts
 from dqs.errors import IndexUnavailable
 from tests.service.serving import Redis, ServerProcess
 
-pytestmark = pytest.mark.xdist_group("redis-faults")
-
 MAX_GROWTH_BYTES = 100 << 20
 """Resident memory of a server that has met a fault, over that of one that has just started."""
 

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -33,11 +33,11 @@ from tests.service.proxy import Proxy
 from tests.service.servers import each_binary
 from tests.simulation.history import Action, Event, Invariant, Kind, Outcome, Recorder, Violation, check
 
-pytestmark = pytest.mark.xdist_group("index-history")
-
 PARAMETERS = SignatureParameters(bands=4, rows=4, bins=64)
 CORPUS = "raced for"
 THREADS = 6
+LIMIT_S = 120.0
+"""A race goes on until enough has happened; no machine is slower than this."""
 FILLING = FIRST_BUCKETS * ENTRIES_PER_BUCKET - 50
 """Documents that are there before, so that buckets are split during the race."""
 FAMILIES_PER_S = 12.0
@@ -136,6 +136,7 @@ class LooksFirst(DuplicateStore):
         self, corpus: str, ids: Sequence[str], signatures: Signatures, insert: NDArray[np.bool_], **options: Any
     ) -> Duplicates:
         found = super().check_and_insert(corpus, ids, signatures, ~insert)
+        time.sleep(0.005)
         new = np.array([named is None for named in found.duplicate_of]) & ~found.reused_id
         fresh = np.flatnonzero(new)
         super().check_and_insert(
@@ -149,11 +150,10 @@ class LooksFirst(DuplicateStore):
 
 
 class DeletesLater(DuplicateStore):
-    """A broken index: says that documents are deleted and does it a moment later."""
+    """A broken index: says that documents are deleted and does it later, when other answers have been given."""
 
     def delete(self, corpus: str, ids: Any) -> int:
-        time.sleep(0.001)
-        threading.Timer(0.05, lambda: suppressed(lambda: super(DeletesLater, self).delete(corpus, ids))).start()
+        threading.Timer(1.0, lambda: suppressed(lambda: super(DeletesLater, self).delete(corpus, ids))).start()
         return len(ids)
 
 
@@ -197,19 +197,26 @@ def connected(address: str, make: StoreMaker, dice: random.Random) -> DuplicateS
         time.sleep(0.02)
 
 
-def use(address: str, name: str, make: StoreMaker, begin_s: float, stop_s: float, recorder: Recorder) -> None:
-    """One client: submits groups of documents and deletes some until the time is over; asks on after failures."""
+def use(
+    address: str, name: str, make: StoreMaker, begin_s: float, is_over: threading.Event, recorder: Recorder
+) -> None:
+    """One client: submits groups of documents and deletes some until told to stop; asks on after failures."""
     dice = random.Random(name)
+    there: str | None = None
+    """A document that was there at the last answer."""
+    gone: str | None = None
+    """A document that was deleted by the last call."""
     with closing(connected(address, make, dice)) as store:
-        while (now_s := time.monotonic()) < stop_s:
-            oldest = int(FAMILIES_PER_S * (now_s - begin_s))
+        while not is_over.is_set():
+            oldest = int(FAMILIES_PER_S * (time.monotonic() - begin_s))
             group: dict[str, str] = {}
             for _ in range(dice.choice([1, 1, 2, 4, 9])):
                 kin, place = oldest + dice.randrange(4), dice.randrange(IDS)
                 other = dice.random() < 0.05
                 group[f"{kin}.{place}"] = f"{kin + other}.{place}"
             if dice.random() < 0.1:
-                document = next(iter(group))
+                # Half of them of what is surely there, whose kin is asked for next.
+                document = there if there is not None and dice.random() < 0.5 else next(iter(group))
                 call = recorder.invoke(name, Action.DELETE, document)
                 try:
                     store.delete(CORPUS, [document])
@@ -217,7 +224,12 @@ def use(address: str, name: str, make: StoreMaker, begin_s: float, stop_s: float
                     recorder.fail(call)
                 else:
                     recorder.answer(call, Outcome.DELETED)
+                    gone = document
                 continue
+            if gone is not None:
+                near_it = f"{family(gone)}.{(int(gone.partition('.')[2]) + 1) % IDS}"
+                group.setdefault(near_it, near_it)
+                gone = None
             calls = [recorder.invoke(name, Action.SUBMIT, document, text) for document, text in group.items()]
             try:
                 found = store.check_and_insert(
@@ -231,23 +243,44 @@ def use(address: str, name: str, make: StoreMaker, begin_s: float, stop_s: float
                     recorder.fail(call)
                 time.sleep(0.02)
                 continue
-            for call, named, is_reused in zip(calls, found.duplicate_of, found.reused_id.tolist(), strict=True):
+            for call, document, named, is_reused in zip(
+                calls, group, found.duplicate_of, found.reused_id.tolist(), strict=True
+            ):
                 outcome = Outcome.ID_REUSED if is_reused else Outcome.KEPT if named is None else Outcome.DUPLICATE
                 recorder.answer(call, outcome, named)
+                if not is_reused:
+                    there = named or document
+
+
+Enough = Callable[[Sequence[Event]], bool]
+"""Whether a history shows all that it is to show."""
 
 
 def use_in_threads(
-    address: str, name: str, make: StoreMaker, begin_s: float, stop_s: float, threads: int = THREADS
+    address: str, name: str, make: StoreMaker, begin_s: float, enough: Enough, threads: int = THREADS
 ) -> list[Event]:
     """Several clients in this process; what they saw, by the machine's clock."""
     recorder = Recorder(time.monotonic)
+    is_over = threading.Event()
     with ThreadPoolExecutor(threads) as pool:
         work = [
-            pool.submit(use, address, f"{name}{thread}", make, begin_s, stop_s, recorder) for thread in range(threads)
+            pool.submit(use, address, f"{name}{thread}", make, begin_s, is_over, recorder) for thread in range(threads)
         ]
+        try:
+            while not enough(recorder.events.copy()) and time.monotonic() < begin_s + LIMIT_S:
+                time.sleep(0.1)
+        finally:
+            is_over.set()
         for one in work:
             one.result()
     return recorder.events
+
+
+def use_until_told(address: str, name: str, begin_s: float, told: Path) -> list[Event]:
+    """Three clients in a process of its own, until a file appears and enough has been answered."""
+    return use_in_threads(
+        address, name, honest, begin_s, lambda events: told.exists() and outcomes(events).total() > 250, 3
+    )
 
 
 def full_for_a_moment(server: Server, proxy: Proxy) -> None:
@@ -273,19 +306,42 @@ FAULTS: dict[str, Callable[[Server, Proxy], object]] = {
 }
 
 
-def break_now_and_then(
-    server: Server, proxy: Proxy, stop_s: float, kinds: Sequence[str], pause_s: float
-) -> Counter[str]:
-    """Meets the server with one fault after the other; how often each."""
-    dice = random.Random("faults")
-    met: Counter[str] = Counter()
-    while time.monotonic() + pause_s < stop_s and kinds:
-        time.sleep(dice.uniform(0.2, 1.0) * pause_s)
-        # All of them in turn, so that a short run has each.
-        kind = kinds[met.total() % len(kinds)]
-        FAULTS[kind](server, proxy)
-        met[kind] += 1
-    return met
+class Breaking:
+    """Meets the server with one fault after the other, until left.
+
+    Args:
+        server: to be broken.
+        proxy: before it.
+        kinds: which of `FAULTS`, in turn.
+        pause_s: between two, at most.
+    """
+
+    def __init__(self, server: Server, proxy: Proxy, kinds: Sequence[str], pause_s: float = 0.6) -> None:
+        self.met: Counter[str] = Counter()
+        """How often each."""
+        self._server, self._proxy, self._kinds, self._pause_s = server, proxy, kinds, pause_s
+        self._is_over = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Self:
+        self._work = self._pool.submit(self._go_on)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._pool.shutdown()
+        self._work.result()
+
+    def has_met_all(self, times: int) -> bool:
+        """Whether each kind has come so many times."""
+        return all(self.met[kind] >= times for kind in self._kinds) or self._work.done()
+
+    def _go_on(self) -> None:
+        dice = random.Random("faults")
+        while self._kinds and not self._is_over.wait(dice.uniform(0.2, 1.0) * self._pause_s):
+            kind = self._kinds[self.met.total() % len(self._kinds)]
+            FAULTS[kind](self._server, self._proxy)
+            self.met[kind] += 1
 
 
 def final_state(server: Server) -> dict[str, str]:
@@ -335,66 +391,94 @@ def outcomes(events: Sequence[Event]) -> Counter[str]:
     return seen
 
 
-def race(server: Server, proxy: Proxy, seconds: float, faults: Sequence[str], make: StoreMaker = honest) -> list[Event]:
-    """Clients in threads and faults for some time; the history."""
+def race(server: Server, proxy: Proxy, enough: Enough, faults: Sequence[str], make: StoreMaker = honest) -> list[Event]:
+    """Clients in threads, until enough has happened and every fault has come twice; the history."""
     begin_s = time.monotonic()
-    stop_s = begin_s + seconds
-    with ThreadPoolExecutor(1) as pool:
-        breaking = pool.submit(break_now_and_then, server, proxy, stop_s, faults, 0.6)
-        events = use_in_threads(proxy.address, "client", make, begin_s, stop_s)
-        met = breaking.result()
-    print(f"{dict(outcomes(events))}, {dict(met)}")
-    assert set(met) == set(faults)
+    with Breaking(server, proxy, faults) as breaking:
+        events = use_in_threads(
+            proxy.address, "client", make, begin_s, lambda events: breaking.has_met_all(2) and enough(events)
+        )
+    print(f"{time.monotonic() - begin_s:.1f} s: {dict(outcomes(events))}, {dict(breaking.met)}")
+    assert set(breaking.met) == set(faults)
     return events
+
+
+def lasts(seconds: float) -> Enough:
+    """A history of so many seconds."""
+    return lambda events: bool(events) and events[-1].time - events[0].time > seconds
+
+
+def shows(broken: Invariant) -> Enough:
+    """A history that breaks a promise, whatever the final state is."""
+    return lambda events: broken in {violation.invariant for violation in check(events, near=near, group=family)}
+
+
+def has_split(server: Server) -> bool:
+    """Whether the index has more buckets than at first; not while the server is away."""
+    with suppress(redis.RedisError):
+        return buckets(server) > FIRST_BUCKETS
+    return False
+
+
+def of_every_outcome(events: Sequence[Event]) -> bool:
+    seen = outcomes(events)
+    return seen.total() > 2000 and min(seen[name] for name in ("unknown", *(one.value for one in Outcome))) > 20
 
 
 def test_no_promise_is_broken_with_faults_all_the_time(tmp_path: Path) -> None:
     with running(tmp_path, find_binary()) as (server, proxy):
-        events = race(server, proxy, 5.0, list(FAULTS))
+        events = race(server, proxy, lambda events: of_every_outcome(events) and has_split(server), list(FAULTS))
         violations = judged(events, server)
         assert buckets(server) > FIRST_BUCKETS
     assert violations == []
-    seen = outcomes(events)
-    assert seen.total() > 2000
-    assert min(seen[outcome.value] for outcome in Outcome) > 20
-    assert seen["unknown"] > 20
+    assert of_every_outcome(events), outcomes(events)
 
 
 def test_no_promise_is_broken_between_two_processes(tmp_path: Path) -> None:
-    with running(tmp_path, find_binary()) as (server, proxy):
+    told = tmp_path / "told"
+    faults = ["cable cut", "scripts flushed", "killed"]
+    with running(tmp_path / "server", find_binary()) as (server, proxy):
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
             # The processes are ready before the clock starts.
             list(pool.map(family, ["ready", "ready"], chunksize=1))
-            begin_s = time.monotonic() + 0.2
-            stop_s = begin_s + 2.5
-            work = [
-                pool.submit(use_in_threads, proxy.address, f"process {process} client ", honest, begin_s, stop_s, 3)
-                for process in range(2)
-            ]
-            break_now_and_then(server, proxy, stop_s, ["cable cut", "scripts flushed", "killed"], 0.8)
-            events = merged([one.result() for one in work])
+            begin_s = time.monotonic()
+            with Breaking(server, proxy, faults) as breaking:
+                work = [
+                    pool.submit(use_until_told, proxy.address, f"process {process} client ", begin_s, told)
+                    for process in range(2)
+                ]
+                while not breaking.has_met_all(1) and time.monotonic() < begin_s + LIMIT_S:
+                    time.sleep(0.1)
+                told.touch()
+                events = merged([one.result() for one in work])
         violations = judged(events, server)
     assert violations == []
+    assert set(breaking.met) == set(faults)
     assert outcomes(events).total() > 500
 
 
 @pytest.mark.parametrize(
-    ("make", "faults", "broken"),
+    ("make", "broken"),
     [
-        (looks_first, [], Invariant.ONE_KEPT),
-        (forgets_answers, [], Invariant.ID_REUSED),
-        (deletes_later, [], Invariant.DELETED_IS_GONE),
+        (looks_first, Invariant.ONE_KEPT),
+        (forgets_answers, Invariant.ID_REUSED),
+        (deletes_later, Invariant.DELETED_IS_GONE),
     ],
 )
-def test_a_broken_index_is_caught(tmp_path: Path, make: StoreMaker, faults: Sequence[str], broken: Invariant) -> None:
+def test_a_broken_index_is_caught(tmp_path: Path, make: StoreMaker, broken: Invariant) -> None:
     with running(tmp_path, find_binary()) as (server, proxy):
-        violations = judged(race(server, proxy, 1.5, faults, make), server)
+        violations = judged(race(server, proxy, shows(broken), [], make), server)
     assert broken in {violation.invariant for violation in violations}
 
 
 def test_a_server_that_forgets_is_caught(tmp_path: Path) -> None:
+    def kept(events: Sequence[Event]) -> bool:
+        return outcomes(events)[Outcome.KEPT.value] > 20
+
     with running(tmp_path, find_binary(), appendonly=False) as (server, proxy):
-        events = race(server, proxy, 2.0, ["killed"])
+        # What is kept before the server dies is not there after.
+        events = race(server, proxy, kept, [])
+        killed(server, proxy)
         fill(proxy.address)
         violations = judged(events, server)
     assert Invariant.NOTHING_LOST in {violation.invariant for violation in violations}
@@ -406,5 +490,5 @@ def test_a_server_that_forgets_is_caught(tmp_path: Path) -> None:
 def test_no_promise_is_broken_in_minutes(tmp_path: Path, binary: Path) -> None:
     for turn in range(8):
         with running(tmp_path / str(turn), binary) as (server, proxy):
-            violations = judged(race(server, proxy, 15.0, list(FAULTS)), server)
+            violations = judged(race(server, proxy, lasts(15.0), list(FAULTS)), server)
         assert violations == [], turn

@@ -668,6 +668,7 @@ class TestWindows:
     ) -> None:
         store.create(corpus, options=CorpusOptions(window_s=0.01, retry_s=60.0))
         texts = [ENGLISH, "short"]
+        tick(client)  # a whole second for what must be of one
         ask(store, corpus, ["a", "b"], texts)
         ask(store, corpus, ["copy"], [ENGLISH])
         tick(client)
@@ -1274,7 +1275,7 @@ def test_a_directory_whose_server_does_not_answer_is_refused(binary: Path, tmp_p
 def test_a_paused_server_costs_a_bounded_time(binary: Path, tmp_path: Path) -> None:
     with (
         EmbeddedRedis(tmp_path, binary=binary) as server,
-        closing(DuplicateStore(connect(server.url, timeout_s=0.2, retries=1))) as store,
+        closing(DuplicateStore(connect(server.url, timeout_s=1.0, retries=1))) as store,
     ):
         ask(store, "c", ["a"], [ENGLISH])
         os.kill(server.pid, signal.SIGSTOP)

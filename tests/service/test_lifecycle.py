@@ -33,8 +33,6 @@ from tests.service.certificates import Authority
 from tests.service.controlled_server import CLOSE, LOST, OPEN, OPENED, SLOTS, ControlledServer, free_port
 from tests.service.serving import ENGLISH, ROOT, LocalServer, status_of, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -33,9 +33,6 @@ CODE = (
 )
 
 
-pytestmark = pytest.mark.xdist_group("service")
-
-
 class Server:
     """A server with metrics in a process of its own, whose standard error is kept."""
 

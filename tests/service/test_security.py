@@ -34,8 +34,6 @@ from dqs.v1.scoring_pb2_grpc import ScoringServiceStub
 from tests.service.certificates import Authority, key_pem
 from tests.service.serving import ENGLISH, POISON, ROOT, LocalServer, Redis, status_of, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
 INFO = server_info_pb2.GetServerInfoRequest()
 Code = grpc.StatusCode

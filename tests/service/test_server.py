@@ -35,8 +35,6 @@ from tests.service.serving import (
     wait_until,
 )
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
 CODEC_LIMITS = Limits.of(load_settings(max_batch_documents=300, max_document_bytes=100_000))
 
@@ -271,6 +269,7 @@ class TestScoreStream:
         with grpc.insecure_channel(local.address, options=options) as channel:
             stub = ScoringServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.ScoreStream(requests())
+            wait_until(lambda: local.executor.documents > 0)
             scored_before = -1
             while local.executor.documents != scored_before:
                 scored_before = local.executor.documents

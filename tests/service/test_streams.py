@@ -20,8 +20,6 @@ from dqs.v1.scoring_pb2_grpc import ScoringServiceStub
 from tests.service.conftest import SMALL_LIMITS
 from tests.service.serving import CHINESE, ENGLISH, LocalServer, Redis, SlowServer, raw_channel, status_of, wait_until
 
-pytestmark = pytest.mark.xdist_group("service")
-
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
 MIB = 1 << 20
 
@@ -400,6 +398,7 @@ class TestSlowReaders:
             raw_channel(local.address) as channel,
         ):
             slow: Any = ScoringServiceStub(slow_channel).ScoreStream(requests())  # type: ignore[no-untyped-call]
+            wait_until(lambda: local.executor.documents > 0)
             before = -1
             while local.executor.documents != before:
                 before = local.executor.documents
