@@ -128,13 +128,21 @@ class Load:
         assert {verdict.error for verdict in self.verdicts} == {None}
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_gateways_agree_and_keep_one_of_two_racing_near_duplicates(
-    cluster: RayCluster, redis_of_all: Redis, tmp_path: Path
+    request: pytest.FixtureRequest, redis_of_all: Redis, tmp_path: Path, workers: int
 ) -> None:
+    """With workers of their own on one cluster, or scoring themselves: they share the index alone."""
+
+    def one_of_two(folder: Path) -> ServerProcess:
+        if workers:
+            return gateway(request.getfixturevalue("cluster"), redis_of_all, folder, workers=workers)
+        return ServerProcess(port=0, data_dir=folder, redis_url=redis_of_all.url)
+
     documents = [Document(f"d{number}", text_of(number).encode()) for number in range(200)]
     with (
-        gateway(cluster, redis_of_all, tmp_path / "a", workers=1) as first,
-        gateway(cluster, redis_of_all, tmp_path / "b", workers=1) as second,
+        one_of_two(tmp_path / "a") as first,
+        one_of_two(tmp_path / "b") as second,
         Client(first.address) as one,
         Client(second.address) as other,
     ):

@@ -33,6 +33,7 @@ from dqs.v1.corpus_pb2_grpc import CorpusServiceStub
 from dqs.v1.scoring_pb2_grpc import ScoringServiceStub
 from tests.service.certificates import Authority, key_pem
 from tests.service.serving import ENGLISH, POISON, ROOT, LocalServer, Redis, status_of, wait_until
+from tests.service.test_cli_commands import dqs_here
 
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
 INFO = server_info_pb2.GetServerInfoRequest()
@@ -411,12 +412,7 @@ class TestTokens:
 
     def test_the_commands(self, tmp_path: Path) -> None:
         def dqs(*arguments: str) -> tuple[int, str, str]:
-            done = subprocess.run(
-                [sys.executable, "-m", "dqs.cli", "tokens", *arguments], cwd=tmp_path, capture_output=True, text=True,
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "DQS_TOKENS": "t.toml"}, timeout=120,
-                check=False,
-            )  # fmt: skip
-            return done.returncode, done.stdout, done.stderr
+            return dqs_here(tmp_path, "tokens", *arguments, DQS_TOKENS="t.toml")
 
         status, token, notes = dqs("new", "alpha", "--expires-days", "30")
         assert status == 0
