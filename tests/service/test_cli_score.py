@@ -59,8 +59,8 @@ class Cli:
         """In this process where no standard stream is needed: a new one loads for seconds what is loaded here."""
         if not stdin and not more and "-" not in arguments:
             ours = {name: value for name, value in self.env.items() if os.environ.get(name) != value}
-            status, out, err = dqs_here(self.folder, *arguments, **ours)
-            return status, out.encode(), err
+            status, said, complaint = dqs_here(self.folder, *arguments, **ours)
+            return status, said.encode(), complaint
         process = self.start(*arguments, stdin=subprocess.PIPE, **more)
         out, err = process.communicate(stdin, timeout=WAIT_S)
         return process.returncode, out, err.decode()

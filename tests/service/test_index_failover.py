@@ -307,7 +307,7 @@ def test_a_server_that_loads_its_file_says_so(nodes: Sequence[Node], name: Name)
         pipeline.execute()
     first.signal(signal.SIGKILL)
     # So many microseconds for each command of its file; it looks up after every 1,024.
-    first.start("--key-load-delay", "800")
+    first.start("--key-load-delay", "400")
     sentences = []
 
     def answered() -> bool:
