@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from dqs.client._failures import REQUEST_ID_KEY, Notices, Patience, StreamEnded, closed, failure_of
+from dqs.client._failures import FIRST_BACKOFF_S, REQUEST_ID_KEY, Notices, Patience, StreamEnded, closed, failure_of
 from dqs.client._options import Tls
 from dqs.errors import ConfigError, Unavailable
 
@@ -279,6 +279,9 @@ class Route:
         has_answered, self._has_answered = self._has_answered, False
         age_s, self._opened_s = now_s - self._opened_s, now_s
         if isinstance(error, StreamEnded) and (has_answered or age_s >= _YOUNG_S):
+            if has_answered and not error.is_certain:
+                # A connection that broke, perhaps: then the server has kept the answers, and is asked first.
+                return FIRST_BACKOFF_S
             self._at = self._rota.next()
             return 0.0
         failure = failure_of(error, self.server.target, self.request_id)

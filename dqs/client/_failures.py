@@ -71,7 +71,7 @@ _ERRORS_BY_STATUS: Mapping[grpc.StatusCode, type[DqsError]] = MappingProxyType(
         grpc.StatusCode.UNIMPLEMENTED: RequestError,
     }
 )
-_FIRST_BACKOFF_S = 0.1
+FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 2.0
 _NOTICE_INTERVAL_S = 10.0
 """The same is logged again after this time at the earliest."""
@@ -126,14 +126,14 @@ class Patience:
         self._request_id = request_id
         self._targets = targets
         self._notices = notices
-        self._backoff_s = _FIRST_BACKOFF_S
+        self._backoff_s = FIRST_BACKOFF_S
         self._since_s: float | None = None
         """When the first failure after the last answer was."""
 
     def reset(self) -> None:
         """Counts an answer."""
         self._since_s = None
-        self._backoff_s = _FIRST_BACKOFF_S
+        self._backoff_s = FIRST_BACKOFF_S
 
     def pause_s(self, failure: Failure, target: str, *, at_once: bool) -> float:
         """How long to wait before the next try; the first one after an answer is logged.
@@ -231,7 +231,15 @@ def _hint(message: str) -> tuple[str, bool]:
 
 
 class StreamEnded(grpc.RpcError):  # type: ignore[misc]  # gRPC ships no types
-    """The server ended a stream in good order while answers were owed."""
+    """The server ended a stream in good order while answers were owed.
+
+    Args:
+        is_certain: False where gRPC hides how the stream ended, so that the connection may have broken as well.
+    """
+
+    def __init__(self, *, is_certain: bool = True) -> None:
+        super().__init__()
+        self.is_certain = is_certain
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.UNAVAILABLE

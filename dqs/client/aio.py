@@ -665,7 +665,7 @@ class _Stream:
                 self._inbox.append(response)
                 self._news.set()
         except (grpc.RpcError, DqsError) as error:
-            self._ended = StreamEnded() if _hides_status(error) else error
+            self._ended = StreamEnded(is_certain=False) if _hides_status(error) else error
         except asyncio.CancelledError:
             self._ended = closed()
             raise
