@@ -30,13 +30,16 @@ hypothesis_settings.register_profile("dqs", deadline=None, max_examples=150, der
 hypothesis_settings.load_profile("dqs")
 
 
-_RAY = ("tests/cluster/test_nodes.py", "tests/cluster/test_stop.py", "tests/cluster/test_workers.py",
-        "tests/contract/test_executors.py", "tests/cluster/test_dedup.py::test_workers_that_are_killed",
-        "tests/cluster/test_dedup.py::test_tasks_that_fail")  # fmt: skip
+_RAY = (
+    "tests/cluster/test_nodes.py",
+    "tests/cluster/test_stop.py",
+    "tests/cluster/test_workers.py",
+    "tests/contract/test_executors.py",
+    "tests/cluster/test_dedup.py::test_workers_that_are_killed",
+    "tests/cluster/test_dedup.py::test_tasks_that_fail",
+)
 """Tests that start workers: one after the other, for two clusters at a time are too much for a small machine."""
-_LONG = (
-    *_RAY, "tests/service/test_fuzz.py", "tests/service/test_soak.py", "tests/service/test_cli_score.py",
-)  # fmt: skip
+_LONG = (*_RAY, "tests/service/test_fuzz.py", "tests/service/test_soak.py", "tests/service/test_cli_score.py")
 """What takes longest begins first, so that none is left for the end, alone on one core."""
 
 
@@ -80,7 +83,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[RayExecutor]:
-    """Two Ray workers on this machine, three under load; for tests of the xdist group "ray"."""
+    """Two Ray workers on this machine, three under load; for the tests of `_RAY`."""
     from dqs.executors.ray_actors import RayExecutor
     from tests.cluster.killing import build
     from tests.cluster.workers import all_ready, wait_for
