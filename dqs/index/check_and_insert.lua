@@ -65,9 +65,9 @@ local new_records, new_retries, gone = {}, {}, {}
 local record_fields, retry_fields, gone_records, gone_retries = {}, {}, {}, {}
 
 -- The field of a bucket that the caller has not named.
-local function named_bucket(structure, key)
+local function named_bucket(structure, text, at)
   bucket_name = bucket_name or namer(tonumber(ARGV[3]))
-  return bucket_name(structure, key)
+  return bucket_name(structure, text, at)
 end
 
 -- The first `most` numbers that stand under `fingerprint` in the entries of a bucket, nil if there is none.
@@ -203,9 +203,9 @@ end
 local function take_out(number)
   local is_record = byte(number) < 128
   local value = is_record and record_of(number) or retry_of(number)
-  local fields = fields_of(number, value, bands, named_bucket)
+  local fields, entries = places_of(number, value, bands, named_bucket)
   for place = 1, #fields do
-    cut(fields[place], number)
+    cut(fields[place], entries[place])
   end
   gone[number] = true
   if is_record then
@@ -275,7 +275,7 @@ for argument = 11, 9 + 2 * group, 2 do
     if not unchecked then
       local record = nil
       if not empty and (met or not has_sketch or unbanded > 0) then
-        text_bucket = text_bucket or named_bucket(1, sub(text_hash, 1, 4))
+        text_bucket = text_bucket or named_bucket(1, text_hash, 1)
         local found = matches(entries_of(text_bucket), sub(text_hash, 2, 4), math.huge) or {}
         for place = 1, #found do
           record = record_of(found[place])
@@ -332,7 +332,7 @@ for argument = 11, 9 + 2 * group, 2 do
     write(id_bucket, (content[id_bucket] or '') .. sub(id_key, 2) .. number)
     -- Copies of other documents are found by their bands.
     if not empty and (full or not has_sketch) then
-      text_bucket = text_bucket or named_bucket(1, sub(text_hash, 1, 4))
+      text_bucket = text_bucket or named_bucket(1, text_hash, 1)
       write(text_bucket, (entries_of(text_bucket) or '') .. sub(text_hash, 2, 4) .. number)
     end
   elseif retry_s > 0 then

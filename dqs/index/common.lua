@@ -27,16 +27,15 @@ local content = {}
 local changes, place_of, length = {}, {}, 0
 local has_empty = false
 
--- A function that names the bucket of a key [4, little-endian] in a structure, by linear hashing.
+-- A function that names the bucket of a key in a structure, by linear hashing; the key is the four bytes of `text`
+-- from `at` on, little-endian.
 local function namer(buckets)
   local power = 1
   while 2 * power <= buckets do power = 2 * power end
-  return function(structure, key)
-    local a, b, c, d = byte(key, 1, 4)
-    local value = a + 256 * (b + 256 * (c + 256 * d))
-    local number = value % (2 * power)
-    if number >= buckets then number = value % power end
-    return char(structure, floor(number / 65536), floor(number / 256) % 256, number % 256)
+  return function(structure, text, at)
+    local number = unpack_struct('<I4', text, at) % (2 * power)
+    if number >= buckets then number = number - power end
+    return pack('>I4', 16777216 * structure + number)
   end
 end
 
@@ -91,34 +90,35 @@ local function store()
   if #gone > 0 then call('HDEL', BUCKETS, unpack(gone)) end
 end
 
--- Takes the entry of a document out of a bucket.
-local function cut(field, number)
+-- Takes an entry out of a bucket.
+local function cut(field, entry)
   local entries = entries_of(field)
-  local at = entries and find(entries, number, 1, true)
-  while at and at % 8 ~= 4 do
-    at = find(entries, number, at + 1, true)
+  local at = entries and find(entries, entry, 1, true)
+  while at and at % 8 ~= 1 do
+    at = find(entries, entry, at + 1, true)
   end
   if at then
-    entries = sub(entries, 1, at - 4) .. sub(entries, at + 5)
+    entries = sub(entries, 1, at - 1) .. sub(entries, at + 8)
     has_empty = has_empty or entries == ''
     write(field, entries)
   end
 end
 
--- The fields of the buckets in which a record or a retry may stand.
-local function fields_of(number, value, bands, field)
-  local fields = {field(0, sub(value, 22, 25))}
+-- The buckets in which a record or a retry stands, and its entry in each.
+local function places_of(number, value, bands, field)
+  local fields, entries, n = {field(0, value, 22)}, {sub(value, 23, 25) .. number}, 1
   if byte(number) < 128 then
     local flags = byte(value)
     if flags % 2 == 1 then
-      fields[2] = field(1, sub(value, 6, 9))
+      n = 2
+      fields[2], entries[2] = field(1, value, 6), sub(value, 7, 9) .. number
     end
     if flags >= 2 then
       for band = 1, bands do
-        fields[#fields + 1] = field(1 + band, sub(value, 23 + 4 * band, 26 + 4 * band))
+        local at = 23 + 4 * band
+        fields[n + band], entries[n + band] = field(1 + band, value, at), sub(value, at + 1, at + 3) .. number
       end
     end
   end
-  return fields
+  return fields, entries
 end
-

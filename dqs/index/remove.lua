@@ -40,24 +40,26 @@ local function remove(number, value)
 end
 
 local function finish()
-  local wanted, seen = {}, {}
-  local fields_by_number = {}
-  for number, value in pairs(removed) do
-    local fields = fields_of(number, value, bands, field)
-    fields_by_number[number] = fields
-    for place = 1, #fields do
-      local name = fields[place]
-      if content[name] == nil and not seen[name] then
-        seen[name] = true
-        wanted[#wanted + 1] = name
+  local fields, entries, wanted = {}, {}, {}
+  local function take(numbers)
+    for position = 1, #numbers do
+      local number = numbers[position]
+      local its_fields, its_entries = places_of(number, removed[number], bands, field)
+      for place = 1, #its_fields do
+        local name = its_fields[place]
+        if content[name] == nil then
+          content[name] = false
+          wanted[#wanted + 1] = name
+        end
+        fields[#fields + 1], entries[#entries + 1] = name, its_entries[place]
       end
     end
   end
+  take(records)
+  take(retries)
   read(wanted)
-  for number, fields in pairs(fields_by_number) do
-    for place = 1, #fields do
-      cut(fields[place], number)
-    end
+  for place = 1, #fields do
+    cut(fields[place], entries[place])
   end
   if #records > 0 then call('HDEL', RECORDS, unpack(records)) end
   if #retries > 0 then call('HDEL', RETRIES, unpack(retries)) end
@@ -65,30 +67,44 @@ local function finish()
   call('HSET', HEADER, 'documents', documents, 'id_bytes', id_bytes, 'sketched', sketched)
 end
 
+local function get(key, numbers)
+  return #numbers > 0 and call('HMGET', key, unpack(numbers)) or {}
+end
+
 if ARGV[4] == 'ids' then
   local fields = {}
   for argument = 5, #ARGV, 2 do
-    fields[#fields + 1] = field(0, ARGV[argument])
+    fields[#fields + 1] = field(0, ARGV[argument], 1)
   end
   read(fields)
-  local known = 0
+  -- What stands under the keys of the ids, some of it under other ids.
+  local found_records, found_retries, record_ids, retry_ids = {}, {}, {}, {}
   for argument = 5, #ARGV, 2 do
     local entries, fingerprint, id = content[fields[(argument - 3) / 2]], sub(ARGV[argument], 2), ARGV[argument + 1]
     local at = entries and find(entries, fingerprint, 1, true)
-    local is_known = false
     while at do
       if at % 8 == 1 then
         local number = sub(entries, at + 3, at + 7)
-        local value = call('HGET', byte(number) < 128 and RECORDS or RETRIES, number)
-        if value and id_of(number, value) == id then
-          is_known = true
-          remove(number, value)
-        end
+        local is_record = byte(number) < 128
+        local found, ids = is_record and found_records or found_retries, is_record and record_ids or retry_ids
+        found[#found + 1], ids[#ids + 1] = number, id
       end
       at = find(entries, fingerprint, at + 1, true)
     end
-    known = known + (is_known and 1 or 0)
   end
+  local known, is_known = 0, {}
+  local function remove_those(numbers, ids, values)
+    for place = 1, #numbers do
+      local value, id = values[place], ids[place]
+      if value and id_of(numbers[place], value) == id then
+        remove(numbers[place], value)
+        known = known + (is_known[id] and 0 or 1)
+        is_known[id] = true
+      end
+    end
+  end
+  remove_those(found_records, record_ids, get(RECORDS, found_records))
+  remove_those(found_retries, retry_ids, get(RETRIES, found_retries))
   if #records + #retries > 0 then
     finish()
     call('HSET', HEADER, 'deleted', tonumber(header[12]) + #records)
@@ -111,7 +127,7 @@ local function walk(key, oldest, stop, offset, stays)
   for number = oldest, last do
     numbers[#numbers + 1] = pack('>I5', offset + number)
   end
-  local values = call('HMGET', key, unpack(numbers))
+  local values = get(key, numbers)
   for place = 1, #numbers do
     local value = values[place]
     if value then
