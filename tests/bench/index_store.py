@@ -6,8 +6,10 @@ A tenth of the documents are near-duplicates of the one before them. Verificatio
 retries are included. Every size is a corpus on a private redis-server of its own, append-only file on, filled
 first. Then they take turns with 10,000 more documents each, because the machine's speed changes from minute to
 minute and only turns can be compared: documents a second as one client saw it, as two threads of one client did,
-of Redis's processor time, script calls; and one document a call, in turns with datasketch's Redis storage if
-`--peers` names a Python that has it. At the end a tenth of a million documents is deleted from the corpus of a
+of Redis's processor time, script calls; and one document a call, in turns with a script that does nothing and with
+datasketch's Redis storage if `--peers` names a Python that has it. In the same turns a script reads and writes back
+as many buckets of the corpus as these documents need and adds a record each, and nothing else: what Redis itself
+costs, and how that grows with the corpus. At the end a tenth of a million documents is deleted from the corpus of a
 million. Memory by part, as Redis estimates it from a sample.
 """
 
@@ -31,8 +33,8 @@ import numpy as np
 import redis
 
 from dqs.index.embedded import EmbeddedRedis
-from dqs.index.layout import encoded_id
-from dqs.index.redis_store import DuplicateStore, connect
+from dqs.index.layout import FIXED_STRUCTURES, encoded_id
+from dqs.index.redis_store import GROUP_DOCUMENTS, DuplicateStore, connect
 from dqs.index.signature import LINES, SignatureParameters, Signatures
 from tests.bench.report import emit, show
 
@@ -42,7 +44,28 @@ SINGLE_DOCUMENTS = 1_000
 DELETE_AT, DELETE_DOCUMENTS = 1_000_000, 100_000
 _BATCH_DOCUMENTS = 1000
 _SAMPLES = 20_000
+_RECORD_BYTES = 211
+"""Of these documents: flags, time, hashes, keys of nine bands, sketch, id."""
 _CORPUS = "bench"
+
+_BARE = """
+local found = redis.call('HMGET', KEYS[1], unpack(ARGV, 3))
+local set = {}
+for place = 1, #found do
+  if found[place] then
+    set[#set + 1] = ARGV[place + 2]
+    set[#set + 1] = found[place]
+  end
+end
+redis.call('HSET', KEYS[1], unpack(set))
+local records, first = {}, redis.call('HLEN', KEYS[2])
+for document = 1, tonumber(ARGV[1]) do
+  records[2 * document - 1] = struct.pack('>I5', first + document)
+  records[2 * document] = ARGV[2]
+end
+redis.call('HSET', KEYS[2], unpack(records))
+"""
+"""Of a group of documents only what Redis must do: read their buckets, write them, add records."""
 
 
 def made_up(parameters: SignatureParameters, documents: int, seed: int) -> Iterator[Signatures]:
@@ -77,6 +100,8 @@ class Subject:
         self._numbering = threading.Lock()
         self.turns: list[dict[str, float]] = []
         self.single: list[dict[str, float]] = []
+        self.bare: list[dict[str, float]] = []
+        self.empty: list[dict[str, float]] = []
         begin_s = time.perf_counter()
         batches = made_up(self.store.default_parameters, documents, seed=1)
         with ThreadPoolExecutor(2) as threads:
@@ -111,12 +136,38 @@ class Subject:
             figures["documents_per_s_two_threads"] = TURN_DOCUMENTS / (time.perf_counter() - begin_s)
 
     def single_turn(self, number: int) -> None:
-        """Some more documents, one a call."""
+        """Some more documents, one a call; and as many calls that do nothing, over a connection of their own."""
         batches = made_up(self.store.default_parameters, SINGLE_DOCUMENTS, seed=900 + number)
         signatures = [batch[place : place + 1] for batch in batches for place in range(len(batch))]
         with self._timed(self.single, SINGLE_DOCUMENTS):
             for one in signatures:
                 self._call(one)
+        with self.client.client() as own:  # type: ignore[no-untyped-call]
+            sha = own.script_load("return 1")
+            with self._timed(self.empty, SINGLE_DOCUMENTS):
+                for _ in range(SINGLE_DOCUMENTS):
+                    own.evalsha(sha, 0)
+
+    def bare_turn(self, number: int) -> None:
+        """Reads and writes back the buckets of made-up documents, and adds their records to a key of its own."""
+        corpus = f"dqs:{{default:{_CORPUS}}}:"
+        layout = self.store.read_layout(_CORPUS)
+        assert layout is not None
+        random = np.random.default_rng(700 + number)
+        structures = [0, *range(FIXED_STRUCTURES, FIXED_STRUCTURES + self.store.default_parameters.bands)]
+        record = bytes(random.integers(0, 256, size=_RECORD_BYTES, dtype=np.uint8))
+        script = self.client.register_script(_BARE)
+        groups: list[list[Any]] = []
+        for start in range(0, TURN_DOCUMENTS, GROUP_DOCUMENTS):
+            n = min(GROUP_DOCUMENTS, TURN_DOCUMENTS - start)
+            chosen = random.integers(0, layout.buckets, size=(n, len(structures)))
+            fields = (chosen + (np.array(structures) << 24)).astype(">u4").tobytes()
+            groups.append([n, record, *(fields[at : at + 4] for at in range(0, len(fields), 4))])
+        keys = [f"{corpus}{layout.generation}:buckets", f"{corpus}bare"]
+        with self._timed(self.bare, TURN_DOCUMENTS):
+            for arguments in groups:
+                script(keys=keys, args=arguments)
+        self.client.delete(keys[1])
 
     @contextmanager
     def _timed(self, into: list[dict[str, float]], documents: int) -> Iterator[dict[str, float]]:
@@ -187,17 +238,25 @@ def measure(documents: list[int], rounds: int, peers: str | None, peer_documents
             print(f"\r  turn {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
             for subject in subjects:
                 subject.turn(number)
+                subject.bare_turn(number)
             subjects[0].single_turn(number)
             if peers:
                 peer_turns.append(datasketch(peers, peer_documents))
         print(file=sys.stderr)
         results: dict[str, Any] = {"redis": str(subjects[0].client.info("server")["redis_version"])}
         for subject in subjects:
-            results[f"{subject.size:,}"] = {**medians(subject.turns), **sizes(subject.client, subject.store)}
+            results[f"{subject.size:,}"] = {
+                **medians(subject.turns),
+                "bare_commands_documents_per_s_redis_core": medians(subject.bare)["documents_per_s_redis_core"],
+                **sizes(subject.client, subject.store),
+            }
         results["one document a call"] = medians(subjects[0].single)
+        results["an empty script a call"] = medians(subjects[0].empty)
         results["turns"] = {
             **{f"{subject.size:,}": subject.turns for subject in subjects},
+            **{f"{subject.size:,}, bare commands": subject.bare for subject in subjects},
             "one document a call": subjects[0].single,
+            "an empty script a call": subjects[0].empty,
             "datasketch": peer_turns,
         }
         if peer_turns:
