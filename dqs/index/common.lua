@@ -5,8 +5,9 @@
 --
 -- A bucket is a field of the hash `buckets`: structure [1] (0 ids, 1 text hashes, then the bands), number [3,
 -- big-endian]. Its value is a string of entries: bytes 2 to 4 of the key, document number [5, big-endian].
--- A record is: flags (1 stands in a bucket of text hashes, 2 has a sketch) [1], Unix seconds [4, big-endian], text hash [16], id key [4], lines seen [1],
--- then, of a document with a sketch, band keys [4 each], filled bins [2, big-endian], sketch, and at the end the id.
+-- A record is: flags (1 stands in a bucket of text hashes, 2 has a sketch) [1], Unix seconds [4, big-endian], text
+-- hash [16], id key [4], lines seen [1], then, of a document with a sketch, band keys [4 each], filled bins [2,
+-- big-endian], sketch, and at the end the id.
 -- A retry is: answer ('u' unique, 'x' exact, 'n' near) [1], Unix seconds [4], text hash [16], id key [4], lines
 -- seen [1], number of the document named [5], bands met [1], bins that are the same [2], filled in both [2], in
 -- either [2], id.
