@@ -133,10 +133,12 @@ def _ask(question: str, yes: bool) -> None:
 
     Raises:
         RequestError: the answer is no.
+        ConfigError: nobody is there to ask.
     """
-    is_person = sys.stdin.isatty() and sys.stderr.isatty()
-    if yes or not is_person:
+    if yes:
         return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(f"{question} Nobody is at a terminal to ask: add --yes if so.")
     # Standard output is for what a program may read.
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -325,7 +327,9 @@ def delete(
     Directly in Redis, a running service may still name a document in answers that it is at.
     """
     ids = ids or []
-    if bool(ids) == (file is not None):
+    if ids and file is not None:
+        raise ConfigError("Give ids or a --file that has them, not both.")
+    if not ids and file is None:
         raise ConfigError("Which documents? Give their ids, or a --file that has them, one per line, or -.")
     from_stdin = ids == ["-"] or file == Path("-")
     from dqs.commands.corpora import Counting, read_ids, say_rewriting

@@ -78,8 +78,8 @@ def dedup(
     be unlike the dropped one. Where more than 24 rows share a key, each is compared
     with the one before it only.
 
-    A row whose id came before with the same text gets that row's answer again; with
-    another text it is an error.
+    A row whose id came before with the same text gets that row's answer again, and
+    is not written to --kept a second time; with another text it is an error.
 
     A JSONL file is read by one task, a Parquet file by several, cut at row groups.
     OUT/work takes about 300 bytes of disk per row, and as much again for rows that

@@ -553,7 +553,7 @@ class _Verdicts:
 
     Attributes:
         table: the columns of `SCHEMA`.
-        keep: bool[n]; rows that are kept.
+        keep: bool[n]; rows that are kept, without those that came again.
         drop: bool[n]; rows that are dropped; those with errors are neither.
         counts: by what the report calls them.
     """
@@ -617,7 +617,7 @@ def _verdicts(plan: Plan, number: int) -> _Verdicts:
         errors=int(np.count_nonzero(failed)),
     )
     counts.update(f"error {error.partition(':')[0]}" for error in errors if error is not None)
-    return _Verdicts(table, keep, duplicate, counts)
+    return _Verdicts(table, keep & once, duplicate, counts)
 
 
 def _by_segment(

@@ -412,6 +412,7 @@ class _Display:
         repeated = report["repeated_ids"]
         for name, count in (
             ("kept", report["kept"]),
+            ("  of those, ids that came again", repeated["kept"]),
             ("exact copies", report["exact"]),
             ("near-duplicates", report["near"]),
             ("ids that came again, dropped", repeated["dropped"]),

@@ -42,7 +42,7 @@ local documents, next_number, next_retry = tonumber(header[4]), tonumber(header[
 local retry_s = tonumber(header[9])
 local seconds = tonumber(call('TIME')[1])
 local now = pack('>I4', seconds)
--- What was kept before this is forgotten, whether it is still stored or not.
+-- What was kept until then is forgotten, whether it is still stored or not.
 local since = header[8] ~= '' and seconds - tonumber(header[8]) or 0
 local exact, near, retried = tonumber(header[11]), tonumber(header[12]), tonumber(header[13])
 local reused, replaced = tonumber(header[14]), tonumber(header[15])
@@ -91,7 +91,7 @@ end
 local function record_of(number)
   if gone[number] then return nil end
   local record = new_records[number] or call('HGET', RECORDS, number)
-  if record and (since <= 0 or unpack_struct('>I4', record, 2) >= since) then
+  if record and (since <= 0 or unpack_struct('>I4', record, 2) > since) then
     return record
   end
   return nil

@@ -360,7 +360,7 @@ class Export:
         stop = min(self._number + PIECE_NUMBERS, self._stop)
         numbers = [number.to_bytes(5, "big") for number in range(self._number, stop)]
         store, base = self._corpora.store, corpus_base(self._corpora.store.tenant, self._corpus)
-        with store.asking(), store.client.pipeline(transaction=True) as pipeline:
+        with store.asking(), store.client.pipeline(transaction=False) as pipeline:
             pipeline.hmget(f"{base}{self._generation}:records", numbers)
             pipeline.hget(base + "header", "generation")
             values, generation = pipeline.execute()
@@ -369,7 +369,7 @@ class Export:
         self._number = stop
         parameters = self.header.parameters
         stored = [Stored.of(number, value, parameters) for number, value in zip(numbers, values, strict=True) if value]
-        return StoredDocuments.of([one for one in stored if one.seconds >= self._since_s], parameters)
+        return StoredDocuments.of([one for one in stored if one.seconds > self._since_s], parameters)
 
     def __iter__(self) -> Iterator[StoredDocuments]:
         """The pieces that have documents."""
@@ -562,7 +562,8 @@ class Corpora:
         base = corpus_base(self.store.tenant, corpus)
         counted = [one.name for one in fields(Counters)]
         names = ["created_s", "documents", "sketched", "lines", "line_slots", "id_bytes", *counted]
-        with self.store.asking(), self.store.client.pipeline(transaction=True) as pipeline:
+        # No transaction: a full server refuses all of them, whatever they hold.
+        with self.store.asking(), self.store.client.pipeline(transaction=False) as pipeline:
             pipeline.hmget(base + "header", names)
             pipeline.hlen(f"{base}{layout.generation}:retries")
             values, retries = pipeline.execute()
@@ -603,13 +604,13 @@ class Corpora:
         since_s = now_s - (layout.options.window_s or now_s)
         for number, value, other, record in zip(answered, values, numbers, records, strict=True):
             original = None if record is None else Stored.of(other, record, layout.parameters)
-            is_there = original is not None and original.seconds >= since_s
+            is_there = original is not None and original.seconds > since_s
             named[number] = (value[:1] if value else b"", decoded_id(original.id) if original and is_there else None)
         best: dict[bytes, Found] = {}
         for one in sorted(stored, key=lambda one: (one.is_kept, one.number)):
             document = decoded_id(one.id)
             if one.is_kept:
-                if one.seconds >= since_s:
+                if one.seconds > since_s:
                     best[one.id] = Found(document, State.KEPT, one.seconds)
             elif now_s - one.seconds < layout.options.retry_s:
                 kind, original_id = named[one.number]

@@ -50,6 +50,12 @@ MAX_ID_BYTES = 1024
 MAX_NAME_BYTES = 256
 """Longest name of a corpus or tenant, in UTF-8 bytes."""
 
+MAX_DOCUMENTS = (1 << 39) - 1
+"""What five bytes can number, less a bit that tells kept documents from remembered answers."""
+
+MAX_WINDOW_S = 10_000_000_000
+"""Longest window of a corpus, some three hundred years."""
+
 FIXED_STRUCTURES = 2
 """Sets of buckets before those of the bands: ids and text hashes."""
 
@@ -83,14 +89,16 @@ class CorpusOptions:
     line_slots: int = 1 << 22
 
     def __post_init__(self) -> None:
-        for name in ("window_documents", "window_s"):
+        for name, least, most, may_be_none in (
+            ("window_documents", 1, MAX_DOCUMENTS, True),
+            ("window_s", 1e-3, MAX_WINDOW_S, True),
+            ("retry_s", 0, MAX_WINDOW_S, False),
+            ("retry_documents", 1, MAX_DOCUMENTS, False),
+        ):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, must be more than 0, or left out")
-        if not 0 <= self.retry_s < float("inf"):
-            raise ValueError(f"retry_s is {self.retry_s}, must be 0 or more")
-        if self.retry_documents < 1:
-            raise ValueError(f"retry_documents is {self.retry_documents}, must be 1 or more")
+            if not (may_be_none and value is None) and not least <= value <= most:
+                left_out = ", or left out" if may_be_none else ""
+                raise ValueError(f"{name} is {value}, must be in {least} to {most}{left_out}")
         if not 0 <= self.line_slots <= 1 << 28:
             raise ValueError(f"line_slots is {self.line_slots}, must be in 0 to {1 << 28}")
 

@@ -166,7 +166,7 @@ class DuplicateStore:
         common = (folder / "common.lua").read_bytes()
         self._scripts = {
             name: client.register_script(common + (folder / f"{name}.lua").read_bytes())
-            for name in ("check_and_insert", "grow", "remove", "remember_lines", "double_lines", "configure")
+            for name in ("check_and_insert", "grow", "remove", "remember_lines", "double_lines", "configure", "drop")
         }
         self._layouts: dict[str, Layout] = {}
         self._openings: dict[str, tuple[Layout, Packed]] = {}
@@ -510,12 +510,7 @@ class DuplicateStore:
             self._ageing.pop(corpus, None)
         with self.asking():
             generation, parameters = self.client.hmget(base + "header", "generation", "parameters")
-            with self.client.pipeline(transaction=True) as pipeline:
-                if generation is not None:
-                    pipeline.sadd(base + "dropped", generation)
-                    pipeline.delete(base + "header")
-                pipeline.smembers(base + "dropped")
-                dropped = pipeline.execute()[-1]
+            dropped: Any = self._scripts["drop"](keys=[base + "header", base + "dropped"], args=[generation or b""])
             if parameters is not None and not is_of_this_format(parameters):
                 # Other formats have keys of other names.
                 for key in self.client.scan_iter(match=_literally(base) + b"*", count=1000):
@@ -664,7 +659,9 @@ class DuplicateStore:
             prefix = f"{base}{layout.generation}:"
             numbers = bucket_numbers(keys, layout.buckets).astype(">u4").tobytes()
             fields = [numbers[start : start + 4] for start in range(0, len(numbers), 4)]
-            with self.asking(), self.client.pipeline(transaction=True) as pipeline:
+            # No transaction, which a full server refuses: if the header, read last, has no more buckets, none were
+            # split before they were read.
+            with self.asking(), self.client.pipeline(transaction=False) as pipeline:
                 pipeline.hmget(prefix + "buckets", fields)
                 pipeline.hmget(base + "header", "generation", "buckets")
                 buckets, now = pipeline.execute()

@@ -151,7 +151,7 @@ if window_s or most then
     if most and documents > most then return nil end
     if not window_s then return math.huge end
     local until_s = unpack_struct('>I4', record, 2) + window_s
-    return until_s >= seconds and until_s or nil
+    return until_s > seconds and until_s or nil
   end)
 end
 local next_retry = tonumber(header[7])

@@ -98,13 +98,13 @@ def test_the_life_of_a_corpus(tmp_path: Path, place: list[str]) -> None:
     ]  # fmt: skip
 
     (tmp_path / "ids").write_text("\ufeff文0\r\n文1\n\nnobody\n", "utf-8")
-    assert "2 of 3 ids were known" in run(tmp_path, "delete", CORPUS, "--file", "ids", *place)
-    assert "1 of 1 ids were known" in run(tmp_path, "delete", CORPUS, "zh", *place)
+    assert "2 of 3 ids were known" in run(tmp_path, "delete", CORPUS, "--file", "ids", "--yes", *place)
+    assert "1 of 1 ids were known" in run(tmp_path, "delete", CORPUS, "zh", "-y", *place)
     assert [row["state"] for row in ask(tmp_path, "find", CORPUS, "文1", "zh", "en", *place)] == [
         "unknown", "unknown", "kept",
     ]  # fmt: skip
 
-    code, out, err = dqs_here(tmp_path, "corpus", "drop", CORPUS, *place)
+    code, out, err = dqs_here(tmp_path, "corpus", "drop", CORPUS, "-y", *place)
     assert (code, out) == (0, f"{CORPUS}: dropped with 599 documents\n")
     assert "append-only file" in err
     code, out, err = dqs_here(tmp_path, "corpus", "drop", CORPUS, *place)
@@ -208,7 +208,7 @@ def test_the_private_redis_forgets_on_disk_before_it_ends(tmp_path: Path) -> Non
     folder = tmp_path / "data" / "redis"
     held = [path for path in folder.rglob("*") if path.is_file() and name in path.read_bytes()]
     assert held != []
-    code, _, err = dqs(tmp_path, "corpus", "drop", "privat")
+    code, _, err = dqs(tmp_path, "corpus", "drop", "privat", "--yes")
     assert code == 0, err
     assert not [path for path in folder.rglob("*") if path.is_file() and name in path.read_bytes()]
     code, out, err = dqs(tmp_path, "corpus", "list", "--json")
@@ -232,6 +232,17 @@ def test_a_person_is_asked_first(tmp_path: Path, filled: Redis) -> None:
     assert said == [(2, ""), (0, f"{CORPUS}: dropped with 602 documents\n")]
 
 
+@pytest.mark.parametrize("arguments", [("drop", CORPUS), ("delete", CORPUS, "en")])
+def test_nothing_goes_without_a_yes_where_nobody_can_be_asked(
+    tmp_path: Path, filled: Redis, arguments: tuple[str, ...]
+) -> None:
+    code, out, err = dqs(tmp_path, "corpus", *arguments, "--redis", filled.url)
+    assert (code, out) == (2, "")
+    assert_one_sentence(err)
+    assert "--yes" in err
+    assert ask(tmp_path, "show", CORPUS, "--redis", filled.url)["documents"] == 602
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -241,6 +252,8 @@ def test_a_person_is_asked_first(tmp_path: Path, filled: Redis) -> None:
         ("configure", "none", "--line-slots", "0"),
         ("configure", "none"),
         ("delete", "none"),
+        ("delete", "none", "a", "--file", "ids"),
+        ("create", "a", "--window-documents", "99999999999999999999"),
         ("create", "x" * 257),
         ("create", "a", "--threshold", "2"),
         ("create", "a", "--window-days", "1", "--window-seconds", "1"),

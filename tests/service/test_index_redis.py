@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from dqs.errors import ConfigError, CorpusMismatch, IndexUnavailable, RequestError
 from dqs.index.bands import MAX_SAME, MAX_VERIFIED
+from dqs.index.corpora import Corpora
 from dqs.index.embedded import EmbeddedRedis, binary_version, find_binary, packaged_binary
 from dqs.index.layout import FIRST_BUCKETS, FORMAT_VERSION, corpus_base, registry_key
 from dqs.index.lines import FIRST_SLOTS
@@ -449,6 +450,17 @@ def test_a_full_server_says_so_and_nothing_is_half_applied(
     assert ask(store, corpus, ["b", "c"], [CHINESE, OTHER_ENGLISH]).duplicate_of == [None, None]
 
 
+def test_from_a_full_server_a_corpus_can_be_dropped(client: redis.Redis, store: DuplicateStore, corpus: str) -> None:
+    ask(store, corpus, ["a"], [ENGLISH])
+    client.config_set("maxmemory", 1)
+    try:
+        store.drop_corpus(corpus)
+        assert [key for key in client.scan_iter() if corpus.encode() in key] == []
+    finally:
+        client.config_set("maxmemory", 0)
+    assert ask(store, corpus, ["b"], [ENGLISH]).duplicate_of == [None]
+
+
 def test_from_a_full_server_documents_can_be_deleted(client: redis.Redis, store: DuplicateStore, corpus: str) -> None:
     texts = [ENGLISH, CHINESE, OTHER_ENGLISH, ENGLISH]
     ids = ["a", "b", "c", "copy"]
@@ -456,10 +468,11 @@ def test_from_a_full_server_documents_can_be_deleted(client: redis.Redis, store:
     client.config_set("maxmemory", 1)
     try:
         assert store.delete(corpus, ["a", "b", "copy"]) == 3
+        assert [stored.id for stored in store.find(corpus, ids)] == [b"c"]
+        assert Corpora(store).describe(corpus, measure=True).documents == 1
     finally:
         client.config_set("maxmemory", 0)
     assert store.documents(corpus) == 1
-    assert [stored.id for stored in store.find(corpus, ids)] == [b"c"]
     assert ask(store, corpus, ["x", "y", "z"], texts[:3]).duplicate_of == [None, None, "c"]
 
 
@@ -679,6 +692,15 @@ class TestWindows:
         assert found.reused_id.tolist() == [False, False, True]
         assert client.hlen(data_key(client, corpus, "records")) == 2
 
+    def test_nothing_is_named_past_its_age(self, client: redis.Redis, store: DuplicateStore, corpus: str) -> None:
+        store.create(corpus, options=CorpusOptions(window_s=1.0))
+        tick(client)
+        ask(store, corpus, ["a"], [ENGLISH])
+        assert ask(store, corpus, ["b"], [ENGLISH]).duplicate_of == ["a"]
+        # Now it may be as young as a moment or as old as a second.
+        tick(client)
+        assert ask(store, corpus, ["c"], [ENGLISH], [False]).duplicate_of == [None]
+
     def test_by_age_all_is_freed_though_the_corpus_was_empty_in_between(
         self, client: redis.Redis, store: DuplicateStore, corpus: str
     ) -> None:
@@ -748,8 +770,9 @@ class TestWindows:
     @pytest.mark.parametrize(
         "wrong",
         [
-            {"window_documents": 0}, {"window_s": 0.0}, {"window_s": -1.0}, {"retry_s": -1.0},
-            {"retry_s": float("inf")}, {"retry_documents": 0}, {"line_slots": -1}, {"line_slots": 1 << 29},
+            {"window_documents": 0}, {"window_documents": 1 << 39}, {"window_s": 0.0}, {"window_s": 1e30},
+            {"window_s": -1.0}, {"retry_s": -1.0}, {"retry_s": float("inf")}, {"retry_documents": 0},
+            {"retry_documents": 10**20}, {"line_slots": -1}, {"line_slots": 1 << 29},
         ],
     )  # fmt: skip
     def test_impossible_options_are_refused(self, wrong: dict[str, Any]) -> None:

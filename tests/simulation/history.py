@@ -307,7 +307,18 @@ class _Checker:
         return min((call.begin for call in self._possible_deletes(document, begin, math.inf)), default=math.inf)
 
     def _may_be_kept(self, document: str) -> list[_Call]:
-        return [call for call in self._submits.get(document, ()) if call.outcome in (Outcome.KEPT, None)]
+        """Submissions that may have kept a document, whatever they were answered in the end.
+
+        A client repeats a call whose answer was lost. If the document was deleted in between, it is decided about
+        anew, and that is the answer: that it was kept at first nobody was told.
+        """
+        deletes = self._deletes.get(document, ())
+        return [
+            call
+            for call in self._submits.get(document, ())
+            if call.outcome in (Outcome.KEPT, None)
+            or any(call.begin < delete.end and delete.begin < call.end for delete in deletes)
+        ]
 
     def _gone(self, keep: _Call, moment: float) -> _Call | None:
         """The deletion after which what `keep` kept was certainly gone before `moment`."""

@@ -52,6 +52,15 @@ GOOD: dict[str, tuple[list[Line], dict[str, str]]] = {
         [submit(0, 9, "x", "a1", DUPLICATE, "y"), submit(1, 8, "y", "a2", KEPT)],
         {"y": "a2"},
     ),
+    "kept, named and deleted in the middle of a call that was repeated": (
+        [
+            submit(0, 9, "x", "a1", DUPLICATE, "z"),
+            submit(1, 2, "y", "a2", DUPLICATE, "x"),
+            delete(3, 4, "x"),
+            submit(5, 6, "z", "a3", KEPT),
+        ],
+        {"z": "a3"},
+    ),
     "a retry and a reused id": (
         [
             submit(0, 1, "x", "a1", KEPT),
