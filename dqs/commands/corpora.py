@@ -328,6 +328,8 @@ def write_export(keeper: Keeper, corpus: str, file: Path, counting: Counting) ->
         ConfigError: the file exists or cannot be written.
         CorpusNotFound: there is no such corpus, or it was dropped meanwhile.
     """
+    if file == Path("-"):
+        raise ConfigError("An export is Parquet, which is written to a file and not to a pipe: give its name.")
     if file.exists():
         raise ConfigError(f"{file} exists: choose another name, or remove it.")
     header, pieces = keeper.export(corpus)

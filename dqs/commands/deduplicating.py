@@ -422,7 +422,7 @@ class _Display:
         table.add_section()
         for line in report["cluster_sizes"]:
             sizes = str(line["from"]) if line["from"] == line["to"] else f"{line['from']:,} to {line['to']:,}"
-            table.add_row(f"in {line['clusters']:,} clusters of {sizes}", f"{line['documents']:,}", "")
+            table.add_row(f"clusters of {sizes} rows: {line['clusters']:,}", f"{line['documents']:,}", "")
         if report["largest_clusters"]:
             table.add_section()
         for cluster in report["largest_clusters"][:10]:

@@ -148,7 +148,9 @@ def translated(server: str = "Redis") -> Iterator[None]:
         text = str(error)
         # Redis 6.2 wraps the cause in the script's error, later ones send it as it is.
         if isinstance(error, redis.OutOfMemoryError) or "OOM " in text:
-            raise IndexUnavailable(f"{server} is full (maxmemory); nothing was inserted; give it more memory") from None
+            raise IndexUnavailable(
+                f"{server} is full (maxmemory) and takes nothing more; give it memory, or delete documents or corpora"
+            ) from None
         if "MISCONF" in text:
             raise IndexUnavailable(f"{server} cannot write to its disk; free some space there") from None
         if "READONLY" in text:

@@ -177,6 +177,9 @@ def test_an_export_that_fails_leaves_no_file(tmp_path: Path, redis: Redis) -> No
     assert code == 2
     assert "there is no corpus none" in err
     keep(redis.url, "some", [("en", ENGLISH)])
+    code, _, err = dqs_here(tmp_path, "corpus", "export", "some", "-", "--redis", redis.url)
+    assert code == 2
+    assert_one_sentence(err)
     code, _, err = dqs_here(tmp_path, "corpus", "export", "some", "no/folder.parquet", "--redis", redis.url)
     assert code == 2
     assert_one_sentence(err)
