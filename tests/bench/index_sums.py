@@ -53,7 +53,7 @@ class Inputs:
     id_bytes: float = 20.0
     record_overhead_bytes: float = 62.0
     append_bytes: float = 1900.0
-    node_documents_s: float = 10_000.0
+    node_documents_s: float = 8_000.0
     node_gb: float = 64.0
     headroom: float = 0.4
     replicas: int = 1
