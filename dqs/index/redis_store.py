@@ -80,7 +80,7 @@ SPLIT_BUCKETS = 8
 """Buckets split by one script call; divides `FIRST_BUCKETS`."""
 
 _MAX_LAYOUT_CHANGES = 100
-_REMOVE_DOCUMENTS = 32
+_REMOVE_DOCUMENTS = 24
 """Looked at by one script call that removes: as long a call as one that inserts."""
 _REMOVE_THREADS = 2
 _FIND_DOCUMENTS = 512
