@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from dqs.errors import ConfigError
+from dqs.inference.sessions import Runtime
 from dqs.models import ModelFolder
 from dqs.scorer import Scorer
 
@@ -36,12 +37,15 @@ def find_scorers() -> dict[str, type[Scorer]]:
     return found
 
 
-def build_scorers(models: Sequence[ModelFolder], names: Sequence[str] | None = None) -> list[Scorer]:
+def build_scorers(
+    models: Sequence[ModelFolder], names: Sequence[str] | None = None, runtime: Runtime | None = None
+) -> list[Scorer]:
     """Makes scorers, each with the model folders of its own kind, in an order that respects `needs`.
 
     Args:
         models: every model folder that serves; a scorer takes those whose kind is its name.
         names: scorers to make; all of them if None.
+        runtime: how networks run; on the processor if None.
 
     Raises:
         ConfigError: an unknown name, or scorers that need each other in a circle.
@@ -63,8 +67,11 @@ def build_scorers(models: Sequence[ModelFolder], names: Sequence[str] | None = N
             build(need, (*path, name))
         make: Callable[..., Scorer] = classes[name]
         arguments: dict[str, Any] = {}
-        if "models" in inspect.signature(make).parameters:
+        parameters = inspect.signature(make).parameters
+        if "models" in parameters:
             arguments["models"] = [model for model in models if model.kind == name]
+        if "runtime" in parameters:
+            arguments["runtime"] = runtime or Runtime()
         built[name] = make(**arguments)
 
     for name in wanted:

@@ -2,8 +2,7 @@
 
 N-gram ids come from the text kernels; an ONNX graph of our own gathers their
 weights, sums them and calibrates (`dqs.training.toxicity` makes it). Documents
-longer than two blocks of words are scored window by window. This is the only
-module that imports onnxruntime.
+longer than two blocks of words are scored window by window.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import onnxruntime
 from numba import njit
 from numpy.typing import NDArray
 
 from dqs.data import Missing
 from dqs.errors import ModelError
+from dqs.inference.sessions import Runtime, Session
 from dqs.models import ModelFolder
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
@@ -30,6 +29,7 @@ GRAPH_OUTPUT = "probability"
 
 _CHECK_TEXT = "Every n-gram keeps its number, every one. 每个片段的编号不变，每个都不变。"
 _SHOWN_DIGITS = 16
+_CPU = Runtime()
 
 
 class ToxicityScorer:
@@ -40,6 +40,7 @@ class ToxicityScorer:
 
     Args:
         models: the folders of kind `toxicity`, one for each language.
+        runtime: how their graphs run.
 
     Raises:
         ModelError: two models serve one language, or a model does not load.
@@ -52,8 +53,8 @@ class ToxicityScorer:
                "Probability that the worst window of the document is toxic."),
     )  # fmt: skip
 
-    def __init__(self, models: Sequence[ModelFolder]) -> None:
-        self._models = [ToxicityModel(folder) for folder in models]
+    def __init__(self, models: Sequence[ModelFolder], runtime: Runtime = _CPU) -> None:
+        self._models = [ToxicityModel(folder, runtime) for folder in models]
         served: dict[str, str] = {}
         for folder in models:
             for language in folder.languages:
@@ -94,7 +95,7 @@ class ToxicityModel:
             n-grams in another way than when the model was trained.
     """
 
-    def __init__(self, folder: ModelFolder) -> None:
+    def __init__(self, folder: ModelFolder, runtime: Runtime = _CPU) -> None:
         table = folder.table("toxicity")
         self.languages = frozenset(folder.languages)
         self.shape = read_shape(table, folder.label)
@@ -104,7 +105,7 @@ class ToxicityModel:
                 f"The model {folder.label} was trained with other n-gram kernels than this version has: "
                 "train it again, or install the version of DQS that it came with."
             )
-        self._session = _open_graph(folder)
+        self._session = _open_graph(folder, runtime)
 
     def score(self, batch: TextBatch, documents: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scores documents that have at least one word, whatever their language.
@@ -173,24 +174,12 @@ def _number(table: Mapping[str, Any], key: str, label: str) -> float:
     return float(value)
 
 
-def _open_graph(folder: ModelFolder) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    # Batches are scored in parallel, not parts of one: more threads would only fight for cores.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    # The arena would keep the memory of the largest batch ever seen.
-    options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    path = folder.file(GRAPH_ROLE)
-    try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own that share no other base
-        raise ModelError(f"The graph {path} of the model {folder.label} does not load: restore the file.") from error
-    names = {node.name for node in session.get_inputs()}
-    if names != set(GRAPH_INPUTS) or GRAPH_OUTPUT not in {node.name for node in session.get_outputs()}:
+def _open_graph(folder: ModelFolder, runtime: Runtime) -> Session:
+    session = Session(folder, GRAPH_ROLE, runtime)
+    if set(session.inputs) != set(GRAPH_INPUTS) or GRAPH_OUTPUT not in session.outputs:
         raise ModelError(
-            f"The graph {path} of the model {folder.label} has other inputs or outputs than a toxicity model: "
-            "make it with `dqs train toxicity`."
+            f"The graph {folder.file(GRAPH_ROLE)} of the model {folder.label} has other inputs or outputs than a "
+            "toxicity model: make it with `dqs train toxicity`."
         )
     return session
 
