@@ -318,6 +318,18 @@ def kernels_are_compiled() -> bool:
     return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
 
 
+def bound_tokenizers(threads: int) -> None:
+    """Tells tokenizers how many threads one call may take; before its first call.
+
+    By itself it would take every core in each of many calls at a time. Values that the caller's environment holds win.
+
+    Args:
+        threads: threads of one call.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+
+
 def prepare_ray(*, local: bool) -> None:
     """Tells Ray what it must know before it is imported; values that the caller's environment holds win.
 
@@ -337,6 +349,7 @@ def prepare_ray(*, local: bool) -> None:
 __all__ = [
     "MIB",
     "Settings",
+    "bound_tokenizers",
     "check_folders",
     "kernels_are_compiled",
     "load_settings",
