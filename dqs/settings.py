@@ -13,11 +13,12 @@ import secrets
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -54,6 +55,17 @@ class Settings(BaseSettings):
     )
     models: Path | None = Field(None, description="Folder of models that is searched before all others.")
     policies: Path | None = Field(None, description="Folder of policies that is searched before the shipped ones.")
+    classifiers: Annotated[tuple[str, ...], NoDecode] | None = Field(
+        None,
+        description="Names of the imported classifiers that serve, with commas between; unset for all, empty for none.",
+    )
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto", description="What computes networks; auto takes a GPU where there is one."
+    )
+    onnx_threads: int = Field(1, ge=1, le=1024, description="Threads that one network computes a batch with.")
+    gpu_memory_bytes: int | None = Field(
+        None, ge=MIB, description="Most memory of the GPU that each network may take; unset for no limit."
+    )
     redis_url: str | None = Field(
         None, description="Redis or Valkey to keep the duplicate index in; unset starts a private one."
     )
@@ -172,6 +184,13 @@ class Settings(BaseSettings):
     )
     server_cert: Path | None = Field(None, description="Certificate that `dqs score --server` shows, PEM.")
     server_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
+
+    @field_validator("classifiers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
     @classmethod
     def settings_customise_sources(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dqs.settings import Settings
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -23,3 +26,8 @@ class Runtime:
     threads: int = 1
     gpu_memory_bytes: int | None = None
     half: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> Runtime:
+        """What the settings say of it."""
+        return cls(settings.provider, settings.onnx_threads, settings.gpu_memory_bytes)

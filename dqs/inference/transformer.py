@@ -208,6 +208,7 @@ class Transformer:
         self.shape = read_shape(folder)
         self.labels = self.shape.labels
         self.languages = frozenset(folder.languages)
+        self._label = folder.label
         self._tokenizer = Tokenizer(folder, runtime.threads)
         self._session = Session(folder, GRAPH_ROLE, runtime)
         self.provider = self._session.provider
@@ -329,6 +330,8 @@ class Transformer:
         columns = {"ids": ids, "mask": mask, "types": np.zeros_like(ids), "positions": np.where(mask, place, 0)}
         feed = {spec.name: columns[role].astype(spec.dtype) for role, spec in self._inputs.items()}
         (logits,) = self._session.run([self.shape.output], feed)
+        if logits.size != padded.size * len(self.labels):
+            raise _other_width(self._label, len(self.labels), logits.size // padded.size)
         return np.asarray(logits[: chosen.size], dtype=np.float32).reshape(chosen.size, len(self.labels))
 
 
@@ -360,10 +363,14 @@ def _check_output(folder: ModelFolder, shape: Shape, session: Session) -> None:
         )
     width = specs[shape.output].shape[-1] if len(specs[shape.output].shape) == 2 else None
     if width is not None and width != len(shape.labels):
-        raise ModelError(
-            f"The model {folder.label} names {len(shape.labels)} labels but its graph gives {width} numbers: "
-            "write one label for each of them, in their order."
-        )
+        raise _other_width(folder.label, len(shape.labels), width)
+
+
+def _other_width(label: str, labels: int, width: int) -> ModelError:
+    return ModelError(
+        f"The model {label} names {labels} labels but its graph gives {width} numbers: write one label for each of "
+        "them, in their order."
+    )
 
 
 def _activate(logits: NDArray[np.float32], shape: Shape) -> NDArray[np.float32]:
