@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dqs.errors import ConfigError
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import WARM_UP, describe, keep_freed_memory, load_scorers
+from dqs.inference.runtime import Runtime
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
 from dqs.settings import Settings, quiet_grpc
@@ -46,7 +47,9 @@ def _open_executor(settings: Settings) -> Iterator[Executor]:
         return
     if settings.ray_address is not None or settings.max_workers or settings.max_gpu_workers:
         raise ConfigError("Ray workers need a number to begin with: add --workers or --gpu-workers.")
-    models, scorers = load_scorers(settings.models, settings.data_dir)
+    models, scorers = load_scorers(
+        settings.models, settings.data_dir, runtime=Runtime.of(settings), classifiers=settings.classifiers
+    )
     yield InlineExecutor(scorers, describe(models), settings.score_threads)
 
 

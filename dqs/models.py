@@ -29,6 +29,7 @@ import importlib.util
 import json
 import math
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,29 @@ def model_roots(models: Path | None = None, data_dir: Path | None = None) -> lis
         if root.is_dir():
             seen.setdefault(root.resolve(), root)
     return list(seen.values())
+
+
+def writable_root(models: Path | None, data_dir: Path) -> Path:
+    """Returns the first folder of `model_roots` that can be written, which is made if it is that of the data.
+
+    Args:
+        models: folder that the user named.
+        data_dir: the data directory.
+
+    Raises:
+        ModelError: `models` is given and is no folder, or nothing can be written.
+    """
+    folders = [data_dir / "models", *model_roots(None, None)]
+    if models is not None:
+        folders = [*model_roots(models, None)[:1], *folders]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    raise ModelError(f"No models folder can be written, neither {folders[0]} nor another: give another --data-dir.")
 
 
 def find_models(

@@ -13,11 +13,12 @@ import secrets
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -54,6 +55,17 @@ class Settings(BaseSettings):
     )
     models: Path | None = Field(None, description="Folder of models that is searched before all others.")
     policies: Path | None = Field(None, description="Folder of policies that is searched before the shipped ones.")
+    classifiers: Annotated[tuple[str, ...], NoDecode] | None = Field(
+        None,
+        description="Names of the imported classifiers that serve, with commas between; unset for all, empty for none.",
+    )
+    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto", description="What computes networks; auto takes a GPU where there is one."
+    )
+    onnx_threads: int = Field(1, ge=1, le=1024, description="Threads that one network computes a batch with.")
+    gpu_memory_bytes: int | None = Field(
+        None, ge=MIB, description="Most memory of the GPU that each network may take; unset for no limit."
+    )
     redis_url: str | None = Field(
         None, description="Redis or Valkey to keep the duplicate index in; unset starts a private one."
     )
@@ -172,6 +184,13 @@ class Settings(BaseSettings):
     )
     server_cert: Path | None = Field(None, description="Certificate that `dqs score --server` shows, PEM.")
     server_key: Path | None = Field(None, description="Private key of that certificate, PEM.")
+
+    @field_validator("classifiers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -318,6 +337,18 @@ def kernels_are_compiled() -> bool:
     return any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))
 
 
+def bound_tokenizers(threads: int) -> None:
+    """Tells tokenizers how many threads one call may take; before its first call.
+
+    By itself it would take every core in each of many calls at a time. Values that the caller's environment holds win.
+
+    Args:
+        threads: threads of one call.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+
+
 def prepare_ray(*, local: bool) -> None:
     """Tells Ray what it must know before it is imported; values that the caller's environment holds win.
 
@@ -337,6 +368,7 @@ def prepare_ray(*, local: bool) -> None:
 __all__ = [
     "MIB",
     "Settings",
+    "bound_tokenizers",
     "check_folders",
     "kernels_are_compiled",
     "load_settings",

@@ -1,8 +1,10 @@
-"""`dqs models`: what models there are, whether their files are whole, how they do on given data."""
+"""`dqs models`: what models there are, whether their files are whole, how they do on given data; import of others."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +14,11 @@ from dqs.commands.options import Config, DataDir, Models, make_settings
 from dqs.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from dqs.inference.importing import Imported
     from dqs.models import ModelFolder
     from dqs.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="List, verify and measure models.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, measure and import models.")
 
 
 def _found(settings: Settings) -> list[ModelFolder]:
@@ -38,6 +41,81 @@ def verify(models: Models = None, data_dir: DataDir = None, config: Config = Non
     for model in _found(make_settings(config, models=models, data_dir=data_dir)):
         model.verify()
         print(f"{model.label}: {len(model.files)} files are whole.")
+
+
+class Task(StrEnum):
+    """What the main label of a classifier is about."""
+
+    TOXICITY = "toxicity"
+    QUALITY = "quality"
+    CUSTOM = "custom"
+
+
+class Aggregation(StrEnum):
+    """What windows of a document make of it."""
+
+    MAX = "max"
+    MEAN = "mean"
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of an export: model.onnx (or onnx/model.onnx), tokenizer.json, config.json.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Name of the model; that of the folder if not given.")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version; the next number if not given.")] = None,
+    task: Annotated[Task, typer.Option(help="What its main label is about.")] = Task.CUSTOM,
+    label: Annotated[str | None, typer.Option(help="Its main label, where that cannot be read.")] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language that it serves, as en or zh; may be repeated.")
+    ] = None,
+    graph: Annotated[str | None, typer.Option(help="File of the graph, such as model_quantized.onnx.")] = None,
+    window_tokens: Annotated[int | None, typer.Option(min=16, help="Tokens of a window over long documents.")] = None,
+    aggregation: Annotated[
+        Aggregation | None, typer.Option(help="Of windows; max for toxicity, else mean if not given.")
+    ] = None,
+    models: Models = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Import a classifier of texts from a Hugging Face style export.
+
+    Labels, lengths and shapes are read from the export and tried out. The model is written
+    to the first models folder that can be written, and serves from the next start on.
+    """
+    settings = make_settings(config, models=models, data_dir=data_dir)
+    from dqs.inference.importing import Request, import_model
+    from dqs.models import find_models, model_roots, writable_root
+
+    root = writable_root(settings.models, settings.data_dir)
+    request = Request(
+        name=name, version=version, task=task.value, label=label, languages=tuple(language or ()), graph=graph,
+        window_tokens=window_tokens, aggregation=None if aggregation is None else aggregation.value,
+    )  # fmt: skip
+    print("dqs: reading the export and running a trial batch.", file=sys.stderr)
+    imported = import_model(source, root, request)
+    _show(imported)
+    serving = {model.name: model for model in find_models(model_roots(settings.models, settings.data_dir))}
+    chosen = serving[imported.folder.name]
+    if chosen.path.resolve() != imported.folder.path.resolve():
+        print(f"dqs: {chosen.label} in {chosen.path} comes first and is what serves.", file=sys.stderr)
+
+
+def _show(imported: Imported) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dqs.scorers.classifier import model_signals
+
+    table = Table(show_header=False)
+    for found in imported.found:
+        table.add_row(*found)
+    for number, signal in enumerate(model_signals(imported.folder)):
+        table.add_row("signals" if number == 0 else "", f"{signal.name} ({signal.unit}, {signal.direction.value})")
+    console = Console(highlight=False, soft_wrap=False)
+    console.print(table)
+    print(f"{imported.folder.label} is in {imported.folder.path}; write down in its CARD.md what you know of it.")
 
 
 @app.command("eval")

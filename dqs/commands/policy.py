@@ -59,9 +59,11 @@ def check(
 
 
 def _signals(settings: Settings) -> set[str]:
+    from dqs.executors.loading import choose_classifiers
     from dqs.models import find_models, model_roots
     from dqs.pipeline import DUPLICATE_SIGNALS
     from dqs.scorers import build_scorers
 
-    scorers = build_scorers(find_models(model_roots(settings.models, settings.data_dir)))
+    models = find_models(model_roots(settings.models, settings.data_dir))
+    scorers = build_scorers(choose_classifiers(models, settings.classifiers))
     return {signal.name for scorer in scorers for signal in (*scorer.signals, *DUPLICATE_SIGNALS)}

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dqs.data import Document
+from dqs.errors import ModelError
 from dqs.index.signature import SignatureParameters
+from dqs.inference.runtime import Runtime
 from dqs.models import ModelFolder, find_models, model_roots
 from dqs.pipeline import Executor, ModelInfo
 from dqs.scorer import Scorer
@@ -28,7 +30,12 @@ WARM_UP = (
 
 
 def load_scorers(
-    models: Path | None, data_dir: Path, build: Callable[[Sequence[ModelFolder]], list[Scorer]] | None = None
+    models: Path | None,
+    data_dir: Path,
+    build: Callable[[Sequence[ModelFolder]], list[Scorer]] | None = None,
+    *,
+    runtime: Runtime | None = None,
+    classifiers: Sequence[str] | None = None,
 ) -> tuple[list[ModelFolder], list[Scorer]]:
     """Finds the models of this machine, checks their files and builds the scorers.
 
@@ -36,14 +43,36 @@ def load_scorers(
         models: folder that is searched before all others, or None.
         data_dir: folder of imported models.
         build: makes the scorers from the models; None for those that ship.
+        runtime: how networks run; on the processor if None. Not for scorers that `build` makes.
+        classifiers: names of the models of kind `classifier` that serve; None for all.
 
     Raises:
         ModelError: a model is missing, damaged or does not fit.
     """
-    found = find_models(model_roots(models, data_dir))
+    found = choose_classifiers(find_models(model_roots(models, data_dir)), classifiers)
     for model in found:
         model.verify()
-    return found, (build or build_scorers)(found)
+    return found, build(found) if build else build_scorers(found, runtime=runtime)
+
+
+def choose_classifiers(models: Sequence[ModelFolder], names: Sequence[str] | None) -> list[ModelFolder]:
+    """Leaves out the classifiers that are not to serve.
+
+    Args:
+        models: models of all kinds.
+        names: names of those of kind `classifier` that serve; None for all.
+
+    Raises:
+        ModelError: there is no classifier of that name.
+    """
+    there = {model.name for model in models if model.kind == "classifier"}
+    for name in names or ():
+        if name not in there:
+            raise ModelError(
+                f"There is no classifier {name!r}, which the setting classifiers names; there are: "
+                f"{', '.join(sorted(there)) or 'none'}."
+            )
+    return [model for model in models if names is None or model.kind != "classifier" or model.name in names]
 
 
 def describe(models: Sequence[ModelFolder]) -> list[ModelInfo]:

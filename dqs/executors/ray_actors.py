@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from dqs.executors.columns import Languages, blank, decode_scores, encode_batch,
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
 from dqs.executors.ray_start import RayFolder, join_cluster, start_here
 from dqs.executors.replica import Introduction, Recipe, ScorerReplica
+from dqs.inference.runtime import Runtime
 from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
 from dqs.scorer import Signal
 from dqs.settings import MIB, Settings, prepare_ray
@@ -157,7 +158,7 @@ class RayExecutor:
             ) from error
         self._ray = ray
         self._settings = settings
-        self._recipe = Recipe(settings.data_dir, settings.models, build)
+        self._recipe = Recipe(settings.data_dir, settings.models, build, Runtime.of(settings), settings.classifiers)
         self._changed = threading.Condition()
         self._roster = Roster(settings.worker_batches)
         self._actors: dict[str, _Actor] = {}
@@ -471,7 +472,10 @@ class RayExecutor:
     def _start(self, pool: _Pool, now_s: float) -> None:
         member = Member(f"{pool.name}-{pool.made}", pool.name, now_s)
         pool.made += 1
-        actor = self._actor_class.options(**pool.options).remote(self._recipe)
+        recipe = self._recipe
+        if pool.name == CPU_POOL:
+            recipe = replace(recipe, runtime=replace(recipe.runtime, provider="cpu"))
+        actor = self._actor_class.options(**pool.options).remote(recipe)
         with self._changed:
             self._actors[member.name] = _Actor(actor)
             self._roster.members.append(member)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import platform
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dqs.inference.runtime import Runtime
 from dqs.settings import use_kernel_cache
 
 if TYPE_CHECKING:
@@ -32,11 +33,15 @@ class Recipe:
         data_dir: folder of compiled kernels and imported models.
         models: folder of models that is searched before all others, or None.
         build: makes the scorers from the models; None for those that ship.
+        runtime: how networks run.
+        classifiers: names of the models of kind `classifier` that serve; None for all.
     """
 
     data_dir: Path
     models: Path | None
     build: BuildScorers | None = None
+    runtime: Runtime = field(default_factory=Runtime)
+    classifiers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,10 @@ class ScorerReplica:
         from dqs.executors.loading import describe, keep_freed_memory, load_scorers, warm_up
 
         keep_freed_memory()
-        models, scorers = load_scorers(self._recipe.models, self._recipe.data_dir, self._recipe.build)
+        recipe = self._recipe
+        models, scorers = load_scorers(
+            recipe.models, recipe.data_dir, recipe.build, runtime=recipe.runtime, classifiers=recipe.classifiers
+        )
         inner = InlineExecutor(scorers, describe(models))
         warm_up(inner)
         self._inner = inner

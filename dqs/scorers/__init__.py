@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from dqs.errors import ConfigError
+from dqs.errors import ConfigError, ModelError
 from dqs.inference.sessions import Runtime
 from dqs.models import ModelFolder
 from dqs.scorer import Scorer
@@ -49,7 +49,7 @@ def build_scorers(
 
     Raises:
         ConfigError: an unknown name, or scorers that need each other in a circle.
-        ModelError: a model does not load.
+        ModelError: a model does not load, or two scorers have a signal of the same name.
     """
     classes = find_scorers()
     for name in names or ():
@@ -76,4 +76,17 @@ def build_scorers(
 
     for name in wanted:
         build(name, ())
+    _check_signals(list(built.values()))
     return list(built.values())
+
+
+def _check_signals(scorers: Sequence[Scorer]) -> None:
+    owners: dict[str, str] = {}
+    for scorer in scorers:
+        for signal in scorer.signals:
+            if signal.name in owners:
+                raise ModelError(
+                    f"The scorers {owners[signal.name]} and {scorer.name} both have a signal {signal.name}: "
+                    "import the model under another name."
+                )
+            owners[signal.name] = scorer.name
