@@ -81,6 +81,10 @@ def toxicity(
         typer.Option(metavar="SPLIT", help="Leave out rows of this split; may be given several times."),
     ] = None,
     seed: Seed = DEFAULT_SEED,
+    second: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `dqs train transformer`: it looks again at what the n-grams leave in doubt."),
+    ] = None,
     name: Name = None,
     version: Version = "1",
     data_dir: DataDir = None,
@@ -93,9 +97,10 @@ def toxicity(
     except ImportError as error:
         raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
 
+    output = output or settings.data_dir / "models"
     report = train_toxicity(
         data,
-        output or settings.data_dir / "models",
+        output,
         language,
         clean=clean,
         exclude_sources=exclude_source or (),
@@ -105,7 +110,30 @@ def toxicity(
         version=version,
         progress=_say,
     )
-    _done(report.model)
+    model = report.model
+    if second is not None:
+        from dqs.training.toxicity_second import add_second_look
+
+        model = add_second_look(model, second, data, output, version=version, seed=seed, progress=_say)
+    _done(model)
+
+
+@app.command()
+def transformer(
+    base: Annotated[Path, typer.Option(help="Folder of a Hugging Face encoder, with its tokenizer.json.")],
+    data: Data,
+    language: Language,
+    output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
+    seed: Seed = 3,
+) -> None:
+    """Fine-tune an encoder for the second look of a toxicity model; needs torch, takes a GPU where there is one."""
+    try:
+        from dqs.training.transformer import fine_tune
+    except ImportError as error:
+        raise ConfigError(f"Fine-tuning needs {error.name}; run: pip install 'dqs[finetune]'.") from None
+
+    fine_tune(base, data, output, language, seed=seed, progress=_say)
+    print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
 
 def _say(line: str) -> None:

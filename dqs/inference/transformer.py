@@ -193,6 +193,7 @@ class Transformer:
         folder: the model.
         runtime: how its graph runs.
         run_tokens: tokens that run together, padding included; None for what suits the provider.
+        graph_role: which of the model's files is the graph.
 
     Attributes:
         labels: what the columns of the scores are.
@@ -204,13 +205,20 @@ class Transformer:
         ModelError: model.toml, graph and tokenizer do not load or do not fit each other.
     """
 
-    def __init__(self, folder: ModelFolder, runtime: Runtime = _CPU, *, run_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        runtime: Runtime = _CPU,
+        *,
+        run_tokens: int | None = None,
+        graph_role: str = GRAPH_ROLE,
+    ) -> None:
         self.shape = read_shape(folder)
         self.labels = self.shape.labels
         self.languages = frozenset(folder.languages)
         self._label = folder.label
         self._tokenizer = Tokenizer(folder, runtime.threads)
-        self._session = Session(folder, GRAPH_ROLE, runtime)
+        self._session = Session(folder, graph_role, runtime)
         self.provider = self._session.provider
         self._run_tokens = run_tokens or (_CPU_RUN_TOKENS if self.provider == "cpu" else _GPU_RUN_TOKENS)
         self._capacity = self.shape.window_tokens - self._tokenizer.special_tokens

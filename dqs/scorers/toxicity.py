@@ -2,14 +2,16 @@
 
 N-gram ids come from the text kernels; an ONNX graph of our own gathers their
 weights, sums them and calibrates (`dqs.training.toxicity` makes it). Documents
-longer than two blocks of words are scored window by window.
+longer than two blocks of words are scored window by window. A model may bring a
+transformer, which looks again at what the n-grams leave in doubt.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numba import njit
@@ -17,25 +19,40 @@ from numpy.typing import NDArray
 
 from dqs.data import Missing
 from dqs.errors import ModelError
-from dqs.inference.sessions import Runtime, Session
+from dqs.inference.runtime import Runtime
+from dqs.inference.sessions import Session
+from dqs.inference.transformer import Transformer
 from dqs.models import ModelFolder
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
-from dqs.text.ngrams import Ngrams, NgramShape, hash_ngrams
+from dqs.text.ngrams import SOUNDS, Ngrams, NgramShape, hash_ngrams, take_windows
 
 GRAPH_ROLE = "graph"
+ROUGH_ROLE = "rough"
+SECOND_ROLE = "second"
+SOUNDS_ROLE = "sounds"
+SECOND_LABEL = "toxic"
+ATTRIBUTES = {
+    "insult": "Probability that the worst window is toxic and insults somebody.",
+    "obscene": "Probability that the worst window is toxic and obscene.",
+    "threat": "Probability that the worst window is toxic and threatens somebody.",
+    "identity_attack": "Probability that the worst window is toxic and attacks a group of people for what they are.",
+    "sexual": "Probability that the worst window is toxic and sexual.",
+}
+"""What models may say of toxic text besides; each is a signal `toxicity_<name>`."""
 GRAPH_INPUTS = ("ngrams", "row_block", "block_ngrams", "window_first", "window_second")
 GRAPH_OUTPUT = "probability"
 
 _CHECK_TEXT = "Every n-gram keeps its number, every one. 每个片段的编号不变，每个都不变。"
 _SHOWN_DIGITS = 16
+_LEAST_PROBABILITY = 1e-6
 _CPU = Runtime()
 
 
 class ToxicityScorer:
     """Calibrated probability of toxicity per document, by one model per language.
 
-    Fills `toxicity` and `columns.toxicity_span`. A document without a word has no
+    Fills `toxicity`, the attributes that the models have, and `columns.toxicity_span`. A document without a word has no
     value (TOO_SHORT), nor has one in a language without a model (NO_MODEL).
 
     Args:
@@ -48,13 +65,16 @@ class ToxicityScorer:
 
     name: ClassVar[str] = "toxicity"
     needs: ClassVar[tuple[str, ...]] = ("language",)
-    signals = (
-        Signal("toxicity", "probability", 0, 1, Direction.HIGHER_IS_WORSE,
-               "Probability that the worst window of the document is toxic."),
-    )  # fmt: skip
 
     def __init__(self, models: Sequence[ModelFolder], runtime: Runtime = _CPU) -> None:
         self._models = [ToxicityModel(folder, runtime) for folder in models]
+        self._attributes = [name for name in ATTRIBUTES if any(name in model.attributes for model in self._models)]
+        self.signals: tuple[Signal, ...] = (
+            Signal("toxicity", "probability", 0, 1, Direction.HIGHER_IS_WORSE,
+                   "Probability that the worst window of the document is toxic."),
+            *(Signal(f"toxicity_{name}", "probability", 0, 1, Direction.HIGHER_IS_WORSE, ATTRIBUTES[name])
+              for name in self._attributes),
+        )  # fmt: skip
         served: dict[str, str] = {}
         for folder in models:
             for language in folder.languages:
@@ -70,15 +90,26 @@ class ToxicityScorer:
         n = len(batch)
         toxicity = np.full(n, np.nan, dtype=np.float32)
         span = np.full((n, 2), -1, dtype=np.int32)
+        attributes = {name: np.full(n, np.nan, dtype=np.float32) for name in self._attributes}
         wordless = np.diff(batch.word_offsets) == 0
         missing = np.where(wordless, np.uint8(Missing.TOO_SHORT), np.uint8(Missing.NO_MODEL))
         for model in self._models:
             served = np.fromiter((code in model.languages for code in columns.language), dtype=np.bool_, count=n)
             documents = np.flatnonzero(served & ~wordless)
             if documents.size:
-                toxicity[documents], span[documents] = model.score(batch, documents)
+                found = model.score(batch, documents)
+                toxicity[documents], span[documents] = found.probability, found.span
                 missing[documents] = Missing.PRESENT
+                for at, name in enumerate(model.attributes):
+                    attributes[name][documents] = found.attributes[:, at]
         columns.put("toxicity", toxicity, missing)
+        for name, values in attributes.items():
+            unknown = np.isnan(values)
+            columns.put(
+                f"toxicity_{name}",
+                values,
+                np.where(unknown & (missing == Missing.PRESENT), np.uint8(Missing.NO_MODEL), missing),
+            )
         columns.toxicity_span = span
 
 
@@ -89,9 +120,10 @@ class ToxicityModel:
         languages: ISO 639-1 codes that it serves.
         shape: the n-grams that its weights belong to.
         threshold: probability from which on the model's card calls a document toxic.
+        attributes: names of what it says of toxic text besides, such as `insult`.
 
     Raises:
-        ModelError: model.toml lacks a key, the graph does not load, or the kernels number
+        ModelError: model.toml lacks a key, a graph does not load, or the kernels number
             n-grams in another way than when the model was trained.
     """
 
@@ -100,41 +132,187 @@ class ToxicityModel:
         self.languages = frozenset(folder.languages)
         self.shape = read_shape(table, folder.label)
         self.threshold = _number(table, "threshold", folder.label)
-        if table.get("ngram_check") != ngram_check(self.shape):
+        self.sounds = _read_sounds(folder) if self.shape.sound_sizes else None
+        if table.get("ngram_check") != ngram_check(self.shape, self.sounds):
             raise ModelError(
                 f"The model {folder.label} was trained with other n-gram kernels than this version has: "
                 "train it again, or install the version of DQS that it came with."
             )
-        self._session = _open_graph(folder, runtime)
+        self._first = _NgramGraph(folder, GRAPH_ROLE, runtime)
+        self._second = _SecondLook(folder, runtime) if folder.has_file(SECOND_ROLE) else None
+        self.attributes = () if self._second is None else self._second.attributes
 
-    def score(self, batch: TextBatch, documents: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def score(self, batch: TextBatch, documents: NDArray[np.int64], *, second_look: bool = True) -> Toxicity:
         """Scores documents that have at least one word, whatever their language.
 
         Args:
             batch: the texts.
             documents: int64[m]; indices into the batch.
-
-        Returns:
-            float32[m] probability, 0 to 1; int32[m, 2] first and past-the-last code point
-            of the worst window within its document.
+            second_look: false leaves it at what the n-grams say.
         """
-        ngrams = hash_ngrams(batch, documents, self.shape)
-        probability = self.score_windows(ngrams)
-        worst = np.empty(documents.size, dtype=np.float32)
-        span = np.empty((documents.size, 2), dtype=np.int32)
-        _worst_windows(
-            probability, ngrams.window_offsets, ngrams.window_start, ngrams.window_end, documents,
-            batch.folded_origin, batch.folded_offsets, batch.codepoint_offsets, worst, span,
-        )  # fmt: skip
-        return worst, span
+        ngrams = hash_ngrams(batch, documents, self.shape, self.sounds)
+        probability = self._first.run(ngrams)
+        looked = np.zeros(0, dtype=np.int64)
+        labels = np.zeros((0, len(self.attributes)), dtype=np.float32)
+        if self._second is not None and second_look:
+            looked, left_out = self._second.choose(ngrams, probability)
+            if looked.size:
+                document = np.searchsorted(ngrams.window_offsets, looked, side="right") - 1
+                start, end = _places(batch, documents[document], ngrams.window_start[looked], ngrams.window_end[looked])
+                judged, labels = self._second.judge(batch, documents[document], start, end, probability[looked])
+                probability[looked] = judged
+                # Likelier windows of the same document were judged in their place.
+                probability[left_out] = 0
+        best = _worst_windows(probability, ngrams.window_offsets)
+        start, end = _places(batch, documents, ngrams.window_start[best], ngrams.window_end[best])
+        worst = probability[best]
+        attributes = np.zeros((documents.size, 0), dtype=np.float32)
+        if self._second is not None:
+            attributes = self._second.attribute(worst, best, looked, labels)
+        return Toxicity(worst, np.stack([start, end], axis=1).astype(np.int32), attributes, looked.size)
 
     def score_windows(self, ngrams: Ngrams) -> NDArray[np.float32]:
-        """Runs the graph: float32[windows] probability, 0 to 1."""
+        """What the fast graph says of each window: float32[windows] probability, 0 to 1."""
+        return self._first.run(ngrams)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Toxicity:
+    """What a model says of m documents.
+
+    Attributes:
+        probability: float32[m], 0 to 1, of the worst window.
+        span: int32[m, 2]; first and past-the-last code point of that window within its document.
+        attributes: float32[m, attributes]; probability of each attribute, never above `probability`.
+        looked_at: windows that the second model has looked at.
+    """
+
+    probability: NDArray[np.float32]
+    span: NDArray[np.int32]
+    attributes: NDArray[np.float32]
+    looked_at: int
+
+
+class _NgramGraph:
+    """An ONNX graph over n-grams: a probability per window."""
+
+    def __init__(self, folder: ModelFolder, role: str, runtime: Runtime) -> None:
+        # The sums of a few weights gain nothing from another device than the one that the n-grams are on.
+        self._session = Session(folder, role, replace(runtime, provider="cpu"))
+        if set(self._session.inputs) != set(GRAPH_INPUTS) or GRAPH_OUTPUT not in self._session.outputs:
+            raise ModelError(
+                f"The graph {folder.file(role)} of the model {folder.label} has other inputs or outputs than a "
+                "toxicity model: make it with `dqs train toxicity`."
+            )
+
+    def run(self, ngrams: Ngrams) -> NDArray[np.float32]:
+        """float32[windows]: probability, 0 to 1."""
         block_ngrams = np.zeros(ngrams.block_ngrams.size + 1, dtype=np.float32)
         block_ngrams[:-1] = ngrams.block_ngrams
         inputs = (ngrams.ids, ngrams.row_block, block_ngrams, ngrams.window_first, ngrams.window_second)
         (probability,) = self._session.run([GRAPH_OUTPUT], dict(zip(GRAPH_INPUTS, inputs, strict=True)))
         return np.asarray(probability, dtype=np.float32)
+
+
+class _SecondLook:
+    """A transformer that looks again at the windows of which the n-grams do not know enough.
+
+    A window is looked at if its n-grams' probability reaches `low` and it reads like
+    what people write to each other rather than like edited prose: a second set of n-gram
+    weights says how likely that is. Of one document at most `most_windows` are looked at.
+    The probability is then that of a logistic regression on both models' log-odds.
+    """
+
+    def __init__(self, folder: ModelFolder, runtime: Runtime) -> None:
+        table = folder.table("toxicity").get("second")
+        if not isinstance(table, dict):
+            raise ModelError(f"The model {folder.label} has no table [toxicity.second]: restore its model.toml.")
+        self._low = _number(table, "low", folder.label)
+        self._rough_short = _number(table, "rough_short", folder.label)
+        self._rough_long = _number(table, "rough_long", folder.label)
+        self._most = int(_number(table, "most_windows", folder.label))
+        self._weights = tuple(_number(table, key, folder.label) for key in ("first_scale", "second_scale", "offset"))
+        named = table.get("attributes", {})
+        if not isinstance(named, dict) or not set(named) <= set(ATTRIBUTES):
+            raise ModelError(
+                f"The model {folder.label} has attributes other than {', '.join(ATTRIBUTES)}: restore its model.toml."
+            )
+        self.attributes = tuple(name for name in ATTRIBUTES if name in named)
+        self._attribute_weights = np.array(
+            [[_number(named[name], key, folder.label) for key in ("scale", "offset", "base")] for name in named]
+        ).reshape(len(named), 3)[[list(named).index(name) for name in self.attributes]]
+        self._rough = _NgramGraph(folder, ROUGH_ROLE, runtime)
+        self._network = Transformer(folder, runtime, graph_role=SECOND_ROLE)
+        if self._network.labels != (SECOND_LABEL, *self.attributes) or self._network.shape.head != "multi_label":
+            raise ModelError(
+                f"The second graph of the model {folder.label} must be a multi_label one with the labels "
+                f"{', '.join((SECOND_LABEL, *self.attributes))}: restore its model.toml."
+            )
+
+    def choose(self, ngrams: Ngrams, probability: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The windows to look at, in ascending order, and those that would be but for `most_windows`: int64 each."""
+        candidates = np.flatnonzero(probability >= self._low)
+        if not candidates.size:
+            return candidates, candidates
+        rough = self._rough.run(take_windows(ngrams, candidates))
+        document = np.searchsorted(ngrams.window_offsets, candidates, side="right") - 1
+        alone = np.diff(ngrams.window_offsets)[document] == 1
+        kept = rough >= np.where(alone, np.float32(self._rough_short), np.float32(self._rough_long))
+        candidates, document = candidates[kept], document[kept]
+        # By document, the likeliest windows first; equals in the order of the text.
+        order = np.lexsort((-probability[candidates], document))
+        place = np.arange(order.size) - np.searchsorted(document[order], document[order], side="left")
+        return np.sort(candidates[order[place < self._most]]), candidates[order[place >= self._most]]
+
+    def judge(
+        self,
+        batch: TextBatch,
+        documents: NDArray[np.int64],
+        start: NDArray[np.int64],
+        end: NDArray[np.int64],
+        first: NDArray[np.float32],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Looks at k windows: float32[k] probability by both models, and the log-odds of float32[k, attributes]."""
+        log_odds = _log_odds(self._network.score_spans(batch, documents, start, end))
+        first_scale, second_scale, offset = self._weights
+        mixed = first_scale * _log_odds(first) + second_scale * log_odds[:, 0] + offset
+        return _probability(mixed).astype(np.float32), log_odds[:, 1:].astype(np.float32)
+
+    def attribute(
+        self,
+        toxicity: NDArray[np.float32],
+        best: NDArray[np.int64],
+        looked: NDArray[np.int64],
+        log_odds: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """float32[m, attributes] of m documents by their worst windows `best`.
+
+        The probability of toxicity times that of the attribute in toxic text; where the
+        window was not looked at, the attribute's share of toxic text stands for the latter.
+        """
+        scale, offset, base = self._attribute_weights.T
+        given_toxic = np.repeat(base[None, :], best.size, axis=0)
+        at = np.searchsorted(looked, best)
+        seen = at < looked.size
+        seen[seen] = looked[at[seen]] == best[seen]
+        given_toxic[seen] = _probability(scale * log_odds[at[seen]] + offset)
+        return cast(NDArray[np.float32], (toxicity[:, None] * given_toxic).astype(np.float32))
+
+
+def _log_odds(probability: NDArray[np.float32]) -> NDArray[np.float64]:
+    kept = np.clip(probability.astype(np.float64), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.log(kept) - np.log1p(-kept)
+
+
+def _probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 0.5 + 0.5 * np.tanh(0.5 * log_odds)
+
+
+def _read_sounds(folder: ModelFolder) -> NDArray[np.uint16]:
+    sounds = np.frombuffer(folder.file(SOUNDS_ROLE).read_bytes(), dtype="<u2")
+    if sounds.size != SOUNDS:
+        raise ModelError(f"The file of sounds of the model {folder.label} has a wrong size: restore it.")
+    return sounds.astype(np.uint16)
 
 
 def read_shape(table: Mapping[str, Any], label: str) -> NgramShape:
@@ -153,6 +331,8 @@ def read_shape(table: Mapping[str, Any], label: str) -> NgramShape:
             character_sizes=tuple(int(size) for size in table["character_sizes"]),
             bits=int(table["bits"]),
             block_words=int(table["block_words"]),
+            sound_sizes=int(table.get("sound_sizes", 0)),
+            simplified=bool(table.get("simplified", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
@@ -160,10 +340,10 @@ def read_shape(table: Mapping[str, Any], label: str) -> NgramShape:
         ) from error
 
 
-def ngram_check(shape: NgramShape) -> str:
+def ngram_check(shape: NgramShape, sounds: NDArray[np.uint16] | None = None) -> str:
     """A digest of the ids of a fixed text: differs as soon as words, hashes or n-grams are made otherwise."""
     batch = TextBatch.from_bytes([_CHECK_TEXT.encode()])
-    ids = hash_ngrams(batch, np.zeros(1, dtype=np.int64), shape).ids
+    ids = hash_ngrams(batch, np.zeros(1, dtype=np.int64), shape, sounds).ids
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:_SHOWN_DIGITS]
 
 
@@ -174,40 +354,26 @@ def _number(table: Mapping[str, Any], key: str, label: str) -> float:
     return float(value)
 
 
-def _open_graph(folder: ModelFolder, runtime: Runtime) -> Session:
-    session = Session(folder, GRAPH_ROLE, runtime)
-    if set(session.inputs) != set(GRAPH_INPUTS) or GRAPH_OUTPUT not in session.outputs:
-        raise ModelError(
-            f"The graph {folder.file(GRAPH_ROLE)} of the model {folder.label} has other inputs or outputs than a "
-            "toxicity model: make it with `dqs train toxicity`."
-        )
-    return session
+def _places(
+    batch: TextBatch, documents: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Code points within their documents of k stretches of folded text, int64[k] each: firsts and past-the-lasts."""
+    first = batch.folded_origin[start].astype(np.int64)
+    # Marks that folding merged into the last character belong to the stretch too.
+    last = batch.codepoint_offsets[documents + 1] - batch.codepoint_offsets[documents]
+    inside = end < batch.folded_offsets[documents + 1]
+    following = batch.folded_origin[end[inside]].astype(np.int64)
+    last[inside] = np.maximum(following, batch.folded_origin[end[inside] - 1] + 1)
+    return first, last
 
 
 @njit(cache=True, nogil=True)
-def _worst_windows(
-    probability: NDArray[np.float32],
-    window_offsets: NDArray[np.int64],
-    window_start: NDArray[np.int64],
-    window_end: NDArray[np.int64],
-    documents: NDArray[np.int64],
-    folded_origin: NDArray[np.int32],
-    folded_offsets: NDArray[np.int64],
-    codepoint_offsets: NDArray[np.int64],
-    worst: NDArray[np.float32],
-    span: NDArray[np.int32],
-) -> None:
-    for i in range(documents.size):
-        best = window_offsets[i]
-        for window in range(best + 1, window_offsets[i + 1]):
-            if probability[window] > probability[best]:
-                best = window
-        worst[i] = probability[best]
-        document = documents[i]
-        end = window_end[best]
-        span[i, 0] = folded_origin[window_start[best]]
-        # Marks that folding merged into the last character belong to the window too.
-        if end < folded_offsets[document + 1]:
-            span[i, 1] = max(folded_origin[end], folded_origin[end - 1] + 1)
-        else:
-            span[i, 1] = codepoint_offsets[document + 1] - codepoint_offsets[document]
+def _worst_windows(probability: NDArray[np.float32], window_offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[m]: the window of the greatest probability of each document; of equals the first."""
+    best = np.empty(window_offsets.size - 1, dtype=np.int64)
+    for i in range(best.size):
+        best[i] = window_offsets[i]
+        for window in range(best[i] + 1, window_offsets[i + 1]):
+            if probability[window] > probability[best[i]]:
+                best[i] = window
+    return best

@@ -14,17 +14,25 @@ from numpy.typing import NDArray
 
 from dqs.text.batch import TextBatch
 from dqs.text.kernels import mix64
+from dqs.text.simplified import simplified_table
 
 ROW_WIDTH = 16
 """N-grams in one row of `Ngrams.ids`."""
 LONGEST_WORD = 32
 """Characters of a word that give character n-grams; the tail of longer ones is left out."""
 
+FIRST_SOUND = 0x4E00
+"""Code point of the first entry of a table of sounds."""
+SOUNDS = 0xA000 - FIRST_SOUND
+"""Entries of a table of sounds."""
+
 _WORD_PRIME = np.uint64(0x9E3779B97F4A7C15)
 _CHARACTER_PRIME = np.uint64(0xC2B2AE3D27D4EB4F)
 # Stand before and after a word; above every code point.
 _WORD_FRONT = np.uint64(0x110000)
 _WORD_BACK = np.uint64(0x110001)
+# A sound is read like a code point from here on.
+_SOUND_FRONT = 0x120000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +46,24 @@ class NgramShape:
             mark before and one after it; an n-gram never is a whole marked word.
         bits: an n-gram's id is this many low bits of its 64-bit hash.
         block_words: words in a block; the last block of a document may have fewer.
+        sound_sizes: n-grams of 1 to this many neighbouring words as they sound; 0 for none. Sounds are
+            classes of Chinese characters that a model brings along (see `hash_ngrams`), and
+            find words that are written with other characters of the same sound.
+        simplified: whether traditional Chinese characters are read as simplified ones.
     """
 
     word_sizes: int
     character_sizes: tuple[int, ...]
     bits: int
     block_words: int
+    sound_sizes: int = 0
+    simplified: bool = False
 
     def __post_init__(self) -> None:
         sizes = self.character_sizes
         if not (
             1 <= self.word_sizes <= 8
+            and 0 <= self.sound_sizes <= 8
             and 1 <= self.bits <= 24
             and self.block_words >= 1
             and all(1 <= size <= LONGEST_WORD for size in sizes)
@@ -96,13 +111,20 @@ class Ngrams:
     window_offsets: NDArray[np.int64]
 
 
-def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShape) -> Ngrams:
+def hash_ngrams(
+    batch: TextBatch, documents: NDArray[np.int64], shape: NgramShape, sounds: NDArray[np.uint16] | None = None
+) -> Ngrams:
     """Numbers the n-grams of some documents.
 
     Args:
         batch: the texts.
         documents: int64[m]; indices into the batch, in any order.
         shape: which n-grams.
+        sounds: uint16[SOUNDS]; class of the characters from `FIRST_SOUND` on, 0 where a character
+            sounds like no other. Needed where the shape has sounds.
+
+    Raises:
+        ValueError: the shape has sounds and there is no table of them.
     """
     sizes = np.array(shape.character_sizes, dtype=np.int64)
     words = batch.word_offsets[documents + 1] - batch.word_offsets[documents]
@@ -112,9 +134,17 @@ def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShap
     np.cumsum(blocks, out=block_offsets[1:])
     window_offsets = np.zeros(documents.size + 1, dtype=np.int64)
     np.cumsum(windows, out=window_offsets[1:])
+    word_hash, sound_hash = batch.word_hash, batch.word_hash
+    if shape.simplified:
+        word_hash = _read_words(batch, documents, simplified_table())
+    if shape.sound_sizes:
+        if sounds is None:
+            raise ValueError("n-grams of sounds need a table of sounds")
+        sound_hash = _read_words(batch, documents, sound_table(sounds))
     most_rows, most_ngrams = _count(
-        batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes, sizes, shape.block_words
-    )
+        batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes + shape.sound_sizes, sizes,
+        shape.block_words,
+    )  # fmt: skip
     # Pages of rows that repeats leave over are never touched, so they cost no memory.
     ids = np.empty((int(most_rows), ROW_WIDTH), dtype=np.int32)
     block_ngrams = np.empty(int(block_offsets[-1]), dtype=np.int64)
@@ -123,9 +153,9 @@ def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShap
     window_start = np.empty_like(window_first)
     window_end = np.empty_like(window_first)
     _hash(
-        batch.folded, batch.word_start, batch.word_end, batch.word_hash, batch.word_offsets, documents,
-        shape.word_sizes, sizes, shape.bits, shape.block_words, int(most_ngrams), ids.reshape(-1), block_ngrams,
-        window_first, window_second, window_start, window_end,
+        batch.folded, batch.word_start, batch.word_end, word_hash, sound_hash, batch.word_offsets, documents,
+        shape.word_sizes, shape.sound_sizes, sizes, shape.bits, shape.block_words, int(most_ngrams),
+        ids.reshape(-1), block_ngrams, window_first, window_second, window_start, window_end,
     )  # fmt: skip
     rows = -(-block_ngrams // ROW_WIDTH)
     return Ngrams(
@@ -139,6 +169,73 @@ def hash_ngrams(batch: TextBatch, documents: NDArray[np.int64], shape: NgramShap
         window_end=window_end,
         window_offsets=window_offsets,
     )
+
+
+def take_windows(ngrams: Ngrams, windows: NDArray[np.int64]) -> Ngrams:
+    """The n-grams of some windows alone, each a document of its own.
+
+    Args:
+        ngrams: of any documents.
+        windows: int64[k]; indices of windows.
+    """
+    blocks = ngrams.block_ngrams.size
+    first, second = ngrams.window_first[windows], ngrams.window_second[windows]
+    chosen = np.unique(np.concatenate((first, second[second < blocks])))
+    row_offsets = np.searchsorted(ngrams.row_block, np.arange(blocks + 1))
+    rows = row_offsets[chosen + 1] - row_offsets[chosen]
+    place = np.arange(int(rows.sum())) - np.repeat(np.cumsum(rows) - rows, rows)
+    new_second = np.searchsorted(chosen, second)
+    new_second[second == blocks] = chosen.size
+    offsets = np.arange(windows.size + 1, dtype=np.int64)
+    return Ngrams(
+        ids=ngrams.ids[np.repeat(row_offsets[chosen], rows) + place],
+        row_block=np.repeat(np.arange(chosen.size, dtype=np.int64), rows),
+        block_ngrams=ngrams.block_ngrams[chosen],
+        # Neighbours share blocks, so that these say nothing of which document a block is of.
+        block_offsets=np.full(windows.size + 1, 0, dtype=np.int64),
+        window_first=np.searchsorted(chosen, first),
+        window_second=new_second,
+        window_start=ngrams.window_start[windows],
+        window_end=ngrams.window_end[windows],
+        window_offsets=offsets,
+    )
+
+
+def sound_table(sounds: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """uint32[0x110000]: what each code point is read as where texts are compared by sound.
+
+    Args:
+        sounds: uint16[SOUNDS], as for `hash_ngrams`.
+    """
+    table = simplified_table().copy()
+    known = table[FIRST_SOUND : FIRST_SOUND + SOUNDS]
+    np.copyto(known, _SOUND_FRONT + sounds.astype(np.uint32), where=sounds != 0)
+    return table
+
+
+def _read_words(batch: TextBatch, documents: NDArray[np.int64], table: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """uint64[words]: hash of each word of the documents, its code points read by uint32[0x110000] `table`."""
+    hashes = np.empty(batch.word_hash.size, dtype=np.uint64)
+    _hash_words(batch.folded, batch.word_start, batch.word_end, batch.word_offsets, documents, table, hashes)
+    return hashes
+
+
+@njit(cache=True, nogil=True)
+def _hash_words(
+    folded: NDArray[np.uint32],
+    word_start: NDArray[np.int64],
+    word_end: NDArray[np.int64],
+    word_offsets: NDArray[np.int64],
+    documents: NDArray[np.int64],
+    table: NDArray[np.uint32],
+    hashes: NDArray[np.uint64],
+) -> None:
+    for document in documents:
+        for word in range(word_offsets[document], word_offsets[document + 1]):
+            value = np.uint64(0)
+            for i in range(word_start[word], word_end[word]):
+                value = value * _CHARACTER_PRIME + np.uint64(table[folded[i]])
+            hashes[word] = mix64(value)
 
 
 @njit(cache=True, nogil=True)
@@ -176,9 +273,11 @@ def _hash(
     word_start: NDArray[np.int64],
     word_end: NDArray[np.int64],
     word_hash: NDArray[np.uint64],
+    sound_hash: NDArray[np.uint64],
     word_offsets: NDArray[np.int64],
     documents: NDArray[np.int64],
     word_sizes: int,
+    sound_sizes: int,
     character_sizes: NDArray[np.int64],
     bits: int,
     block_words: int,
@@ -219,6 +318,10 @@ def _hash(
                 value = np.uint64(0)
                 for back in range(min(word - first + 1, word_sizes)):
                     value = mix64(value * _WORD_PRIME + word_hash[word - back])
+                    out = _add(np.int32(value & mask), block, slot_id, slot_block, ids, out)
+                value = np.uint64(0)
+                for back in range(min(word - first + 1, sound_sizes)):
+                    value = mix64(value * _WORD_PRIME + sound_hash[word - back])
                     out = _add(np.int32(value & mask), block, slot_id, slot_block, ids, out)
                 characters = min(word_end[word] - word_start[word], LONGEST_WORD)
                 marked = characters + 2

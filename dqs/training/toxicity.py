@@ -31,15 +31,17 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from dqs.errors import ConfigError
 from dqs.models import ModelFolder, write_model
-from dqs.scorers.toxicity import GRAPH_INPUTS, GRAPH_OUTPUT, GRAPH_ROLE, ToxicityModel, ngram_check
+from dqs.scorers.toxicity import GRAPH_INPUTS, GRAPH_OUTPUT, GRAPH_ROLE, SOUNDS_ROLE, ToxicityModel, ngram_check
 from dqs.text import TextBatch
 from dqs.text.ngrams import ROW_WIDTH, Ngrams, NgramShape, hash_ngrams
+from dqs.training.disguise import sound_classes
 from dqs.training.toxicity_card import model_card
-from dqs.training.toxicity_data import Rows, read_data
+from dqs.training.toxicity_data import IDENTITY_SOURCE, Rows, disguised_rows, identity_rows, read_data
 from dqs.training.toxicity_figures import SourceFigures, figures_by_source, source_figures
 
 KIND: Final = "toxicity"
 _GRAPH_FILE = "model.onnx"
+_SOUNDS_FILE = "sounds.bin"
 _OPSET = 17
 _IR_VERSION = 8
 _FOLDS = 5
@@ -47,7 +49,7 @@ _BATCH_BYTES = 1 << 20
 
 
 _SPACED = NgramShape(word_sizes=2, character_sizes=(4,), bits=20, block_words=32)
-_UNSPACED = NgramShape(word_sizes=3, character_sizes=(), bits=20, block_words=64)
+_UNSPACED = NgramShape(word_sizes=2, character_sizes=(), bits=20, block_words=64, sound_sizes=3, simplified=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Recipe:
         folds_by_source: the calibration sees scores of sources that were left out as a whole;
             otherwise of random rows that were left out.
         threshold: probability from which on the card and the default policy call a document toxic.
+        disguised_share: share of the labelled rows that are trained on a second time with disguised words.
+        identity_repeats: how often each neutral sentence about a group of people is trained on.
     """
 
     shape: NgramShape = _SPACED
@@ -84,6 +88,8 @@ class Recipe:
     clean_share: float = 0.75
     folds_by_source: bool = True
     threshold: float = 0.5
+    disguised_share: float = 0.0
+    identity_repeats: int = 0
 
 
 RECIPES: Final[Mapping[str, Recipe]] = {
@@ -95,6 +101,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         reference_sources=("wiki_talk_context_toxicity", "jigsaw_train_sample"),
         fitted_share=0.5,
         clean_share=0.9,
+        disguised_share=0.2,
+        identity_repeats=1,
     ),
     "zh": Recipe(
         shape=_UNSPACED,
@@ -104,6 +112,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         clean_share=0.8,
         threshold=0.7,
         folds_by_source=False,
+        disguised_share=0.3,
+        identity_repeats=3,
     ),
 }
 
@@ -198,7 +208,7 @@ def train_toxicity(
             f"{data} holds no toxic or no other rows in {language} with `ship` true that are not excluded: "
             "both classes are needed"
         )
-    corpus = _Corpus.build(labelled, paragraphs, recipe)
+    corpus = _Corpus.build(labelled, paragraphs, recipe, language, seed)
 
     several = np.unique(corpus.family[~corpus.clean]).size > 1
     by_source = recipe.folds_by_source and several
@@ -221,8 +231,11 @@ def train_toxicity(
         version=version,
         language=language,
         training_data=corpus.describe(),
+        sounds=corpus.sounds,
     )
-    trained = {str(source): int((corpus.sources == source).sum()) for source in np.unique(corpus.sources)}
+    trained = {
+        str(source): int((corpus.originals & (corpus.sources == source)).sum()) for source in np.unique(corpus.sources)
+    }
     report = ToxicityReport(
         model=folder,
         trained=trained,
@@ -285,7 +298,7 @@ def score_rows(model: ToxicityModel, rows: Rows) -> NDArray[np.float64]:
         batch = TextBatch.from_bytes(rows.texts[at:stop])
         documents = np.flatnonzero(np.diff(batch.word_offsets) > 0)
         if documents.size:
-            probability[at + documents] = model.score(batch, documents)[0]
+            probability[at + documents] = model.score(batch, documents).probability
         at = stop
     return probability
 
@@ -299,6 +312,7 @@ def write_toxicity_model(
     version: str,
     language: str,
     training_data: Sequence[str] = (),
+    sounds: NDArray[np.uint16] | None = None,
 ) -> ModelFolder:
     """Writes the graph and model.toml of a model.
 
@@ -310,18 +324,23 @@ def write_toxicity_model(
         version: model version.
         language: ISO 639-1 code that it serves.
         training_data: one line per source.
+        sounds: uint16[SOUNDS], where the n-grams have sounds.
     """
     place = output / name / version
     place.mkdir(parents=True, exist_ok=True)
     (place / _GRAPH_FILE).write_bytes(build_graph(model))
     shape = recipe.shape
+    names = {GRAPH_ROLE: _GRAPH_FILE}
+    if sounds is not None:
+        (place / _SOUNDS_FILE).write_bytes(sounds.astype("<u2").tobytes())
+        names[SOUNDS_ROLE] = _SOUNDS_FILE
     return write_model(
         output,
         name=name,
         version=version,
         kind=KIND,
         languages=[language],
-        files={GRAPH_ROLE: _GRAPH_FILE},
+        files=names,
         licence="Apache-2.0",
         training_data=training_data,
         tables={
@@ -331,7 +350,9 @@ def write_toxicity_model(
                 "character_sizes": list(shape.character_sizes),
                 "bits": shape.bits,
                 "block_words": shape.block_words,
-                "ngram_check": ngram_check(shape),
+                "sound_sizes": shape.sound_sizes,
+                "simplified": shape.simplified,
+                "ngram_check": ngram_check(shape, sounds),
                 "calibration": {
                     "kind": "logistic",
                     "scale": model.scale,
@@ -447,10 +468,11 @@ def window_scores(ngrams: Ngrams, weights: NDArray[np.floating]) -> NDArray[np.f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Corpus:
-    """Everything to train on as arrays of n rows, labelled ones first.
+    """Everything to train on as arrays of n rows: labelled ones, clean ones, disguised copies of labelled ones.
 
-    `family` is the name of the source with which a row shares its intercept; `group` is
-    the index of that intercept, -1 for rows that have none.
+    `origin` is the row that a copy is made from, and each other row itself. `family` is the name of the
+    source with which a row shares its intercept; `group` is the index of that intercept, -1 for rows that
+    have none.
     """
 
     matrix: sparse.csr_matrix
@@ -460,16 +482,22 @@ class _Corpus:
     clean: NDArray[np.bool_]
     family: NDArray[np.str_]
     group: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    sounds: NDArray[np.uint16] | None
 
     @classmethod
-    def build(cls, labelled: Rows, paragraphs: Rows | None, recipe: Recipe) -> _Corpus:
-        parts = [labelled] if paragraphs is None else [labelled, paragraphs]
-        texts = [text for part in parts for text in part.texts]
-        batch = TextBatch.from_bytes(texts)
-        ngrams = hash_ngrams(batch, np.arange(len(texts)), recipe.shape)
-        clean = np.zeros(len(texts), dtype=np.bool_)
-        clean[len(labelled) :] = True
-        sources = np.concatenate([part.sources for part in parts])
+    def build(cls, labelled: Rows, paragraphs: Rows | None, recipe: Recipe, language: str, seed: int) -> _Corpus:
+        harmless = [] if paragraphs is None else [paragraphs]
+        harmless += [identity_rows(language)] * recipe.identity_repeats
+        copies, copied = disguised_rows(labelled, language, recipe.disguised_share, seed)
+        rows = Rows.join([labelled, *harmless, copies])
+        originals = len(rows) - len(copies)
+        clean = np.zeros(len(rows), dtype=np.bool_)
+        clean[len(labelled) : originals] = True
+        sounds = sound_classes() if recipe.shape.sound_sizes else None
+        batch = TextBatch.from_bytes(rows.texts)
+        ngrams = hash_ngrams(batch, np.arange(len(rows)), recipe.shape, sounds)
+        sources = rows.sources
         family = np.array([recipe.same_intercept.get(source, source) for source in sources.tolist()])
         _, members = np.unique(family, return_inverse=True)
         group = members.astype(np.int64)
@@ -477,17 +505,24 @@ class _Corpus:
         return cls(
             matrix=ngram_matrix(ngrams, recipe.shape),
             ngrams=ngrams,
-            labels=np.concatenate([part.labels for part in parts]),
+            labels=rows.labels,
             sources=sources,
             clean=clean,
             family=family,
             group=group,
+            origin=np.append(np.arange(originals), copied),
+            sounds=sounds,
         )
+
+    @property
+    def originals(self) -> NDArray[np.bool_]:
+        """bool[n]: rows that are no copies."""
+        return np.equal(self.origin, np.arange(self.origin.size))
 
     def describe(self) -> list[str]:
         """One line per source, for model.toml."""
         return [
-            f"{source}: {int((self.sources == source).sum())} rows"
+            f"{source}: {int((self.originals & (self.sources == source)).sum())} rows"
             + (" of clean text" if self.clean[self.sources == source].any() else "")
             for source in np.unique(self.sources).tolist()
         ]
@@ -531,6 +566,8 @@ def _held_out(
             # Large sources first: dealt in turn, the folds are of similar size.
             for at, family in enumerate(names[np.lexsort((names, -sizes))].tolist()):
                 fold[kind & (corpus.family == family)] = at % _FOLDS
+    # A row and its copies are left out together.
+    fold = fold[corpus.origin]
     result = np.full(corpus.labels.size, np.nan)
     for at in range(_FOLDS):
         held = fold == at
@@ -539,6 +576,8 @@ def _held_out(
         kind_name = "sources" if by_source else "rows"
         progress(f"training without fold {at + 1} of {_FOLDS} of the {kind_name}")
         result[held] = window_scores(corpus.ngrams, _fit(corpus, ~held, recipe, seed))[held]
+    # Copies and sentences written for training are not what probabilities and figures are about.
+    result[~corpus.originals | (corpus.sources == IDENTITY_SOURCE)] = np.nan
     return result
 
 

@@ -95,7 +95,11 @@ def export(model: Path, out: Path) -> None:
     print("fused:", fused.get_fused_operator_statistics(), file=sys.stderr)
     fused.save_model_to_file(str(out / "model.onnx"))
     quantize_dynamic(
-        out / "model.onnx", out / "model_quantized.onnx", weight_type=QuantType.QInt8, per_channel=True, reduce_range=True
+        out / "model.onnx",
+        out / "model_quantized.onnx",
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
     )
     fused.convert_float_to_float16(keep_io_types=True)
     fused.save_model_to_file(str(out / "model_fp16.onnx"))

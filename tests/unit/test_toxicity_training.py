@@ -105,7 +105,7 @@ def test_the_graph_equals_scikit_learn(tmp_path: Path, language: str) -> None:
     estimator = LogisticRegression(C=20).fit(matrix, table["label"])
     model = LinearModel(estimator.coef_[0].astype(np.float32), scale=1.0, offset=float(estimator.intercept_[0]))
     folder = write_toxicity_model(model, Recipe(shape=shape), tmp_path, name="tiny", version="1", language=language)
-    probability, _ = ToxicityModel(folder).score(batch, documents)
+    probability = ToxicityModel(folder).score(batch, documents).probability
     np.testing.assert_allclose(probability, estimator.predict_proba(matrix)[:, 1], atol=1e-5)
     assert probability.min() < 0.1
     assert probability.max() > 0.9
@@ -137,7 +137,7 @@ def test_long_text_equals_scikit_learn_window_by_window(tmp_path: Path, language
         ids = ids[ids != shape.padding]
         np.add.at(windows[window], ids, 1 / np.sqrt(ids.size))
     np.testing.assert_allclose(found, estimator.predict_proba(windows)[:, 1], atol=1e-5)
-    worst, _ = loaded.score(batch, np.arange(1))
+    worst = loaded.score(batch, np.arange(1)).probability
     assert worst[0] == found.max()
 
 
