@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from dqs.data import Missing
 from dqs.errors import ModelError
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import describe, load_scorers, warm_up
+from dqs.executors.replica import Recipe, ScorerReplica
+from dqs.inference.sessions import Runtime
 from dqs.inference.transformer import Transformer
 from dqs.models import ModelFolder
 from dqs.scorer import Direction, ScoreColumns
@@ -135,6 +138,19 @@ def test_the_warm_up_goes_through_them(tmp_path: Path) -> None:
 
     assert {"tiny_fine", "tiny_rude"} < {signal.name for signal in executor.signals}
     assert "tiny" in {model.name for model in executor.models}
+
+
+def test_workers_are_told_what_serves_and_how(tmp_path: Path) -> None:
+    write_folder(tmp_path / "models", "one")
+    write_folder(tmp_path / "models", "two")
+    recipe = Recipe(tmp_path / "data", tmp_path / "models", runtime=Runtime("cpu", 2), classifiers=("two",))
+
+    introduction = ScorerReplica(pickle.loads(pickle.dumps(recipe))).introduce()
+
+    names = {signal.name for signal in introduction.signals}
+    assert {"two_fine", "two_rude"} < names
+    assert "one_fine" not in names
+    assert {model.name for model in introduction.models if model.kind == "classifier"} == {"two"}
 
 
 def test_a_changed_file_is_refused_at_start(tmp_path: Path) -> None:
