@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -94,12 +95,32 @@ def import_(
         window_tokens=window_tokens, aggregation=None if aggregation is None else aggregation.value,
     )  # fmt: skip
     print("dqs: reading the export and running a trial batch.", file=sys.stderr)
-    imported = import_model(source, root, request)
+    imported = import_model(source, root, request, functools.partial(_check_signals, settings))
     _show(imported)
     serving = {model.name: model for model in find_models(model_roots(settings.models, settings.data_dir))}
     chosen = serving[imported.folder.name]
     if chosen.path.resolve() != imported.folder.path.resolve():
         print(f"dqs: {chosen.label} in {chosen.path} comes first and is what serves.", file=sys.stderr)
+
+
+def _check_signals(settings: Settings, model: ModelFolder) -> None:
+    """Refuses a model that would keep the service from starting."""
+    from dqs.pipeline import DUPLICATE_SIGNALS
+    from dqs.scorers import find_scorers
+    from dqs.scorers.classifier import model_signals
+
+    owners = {signal.name: "the signals that are computed already" for signal in DUPLICATE_SIGNALS}
+    for name, scorer in find_scorers().items():
+        owners |= {signal.name: f"the scorer {name}" for signal in getattr(scorer, "signals", ())}
+    for other in _found(settings):
+        if other.kind == "classifier" and other.name != model.name:
+            owners |= {signal.name: f"the model {other.label}" for signal in model_signals(other)}
+    for signal in model_signals(model):
+        if signal.name in owners:
+            raise ModelError(
+                f"The signal {signal.name} of the model {model.label} is one of {owners[signal.name]}: give another "
+                "--name."
+            )
 
 
 def _show(imported: Imported) -> None:

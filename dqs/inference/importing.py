@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -107,13 +107,19 @@ class Imported:
     found: tuple[tuple[str, str], ...]
 
 
-def import_model(source: Path, root: Path, request: Request | None = None) -> Imported:
+def import_model(
+    source: Path,
+    root: Path,
+    request: Request | None = None,
+    check: Callable[[ModelFolder], object] | None = None,
+) -> Imported:
     """Makes a model folder of an export.
 
     Args:
         source: folder of the export.
         root: models folder to write into.
         request: what is not to be read.
+        check: looks at the model before it is put in place, and raises what speaks against it.
 
     Raises:
         ModelError: the export is not complete, is not for single texts, does not run, or the version exists.
@@ -161,11 +167,13 @@ def import_model(source: Path, root: Path, request: Request | None = None) -> Im
 
         draft = write(Shape(("any",), "multi_label", _MOST_TOKENS, _MOST_TOKENS, 0, main_label="any"))
         shape = _read_shape(source, config, Session(draft, GRAPH_ROLE, Runtime()), described, request)
-        shape = _try(write, shape)
+        shape = _try(write, shape, described)
         if GRAPH_ROLE + HALF_SUFFIX in files and not _halves_agree(write(shape)):
             for role in [role for role in files if HALF_SUFFIX in role]:
                 (folder / files.pop(role)).unlink()
         written = write(shape)
+        if check is not None:
+            check(written)
         found = _found(written, shape, described, about)
         (folder / CARD).write_text(_card(written, shape, found), encoding="utf-8")
         place.parent.mkdir(exist_ok=True)
@@ -417,16 +425,16 @@ def _main_label(request: Request, labels: Sequence[str]) -> str:
 # Whether it runs.
 
 
-def _try(write: Any, shape: Shape) -> Shape:
+def _try(write: Callable[[Shape], ModelFolder], shape: Shape, described: OnnxFile) -> Shape:
     """Runs texts of all lengths; finds out whether a window's answer depends on others in its batch."""
     texts = [*_TRIAL, " ".join(_TRIAL * _TRIAL_REPEATS)]
     together, alone = _scores(Transformer(write(shape)), texts)
     if not np.isfinite(together).all():
         raise ModelError("The graph answers the trial batch with what is no number: export it in a higher precision.")
-    if shape.rows == 1 or np.abs(together - alone).max() <= _CUT_TOLERANCE:
-        return shape
-    # As with activations that are brought to 8 bits by the range of a whole batch.
-    return replace(shape, alone=True)
+    # Such operators bring activations to 8 bits by the range of a whole batch.
+    by_batch = any("DynamicQuantize" in operator for operator in described.operators)
+    differs = bool(np.abs(together - alone).max() > _CUT_TOLERANCE)
+    return replace(shape, alone=shape.rows != 1 and (by_batch or differs))
 
 
 def _scores(model: Transformer, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

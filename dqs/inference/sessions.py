@@ -40,7 +40,6 @@ _TYPES = {
 _UNKNOWN_OPERATOR = re.compile(
     r"(?:Fatal error: |implementation for |No Op registered for )([\w.:]+?)(?:\(-?\d+\)| |$)"
 )
-_CHANGED_FILE = "restore the file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +226,6 @@ def _why_not_loaded(path: Path, label: str, error: str) -> str:
     unknown = _UNKNOWN_OPERATOR.search(line)
     if unknown:
         return begin + f"the installed onnxruntime lacks the operator {unknown[1]}: export it without."
-    if "xternal" in line or "No such file" in line or "doesn't exist" in line:
+    if "External data" in line or "External initializer" in line:
         return begin + "a file of weights beside it is missing or cut off: restore it."
-    return begin + f"{_CHANGED_FILE}."
+    return begin + "restore the file."

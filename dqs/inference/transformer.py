@@ -199,6 +199,7 @@ class Transformer:
         labels: what the columns of the scores are.
         languages: ISO 639-1 codes that it serves.
         shape: what model.toml says of it.
+        special_tokens: how many of the tokens of every window are special ones.
         provider: what computes it: `cpu`, `cuda` or `tensorrt`.
 
     Raises:
@@ -219,9 +220,10 @@ class Transformer:
         self._label = folder.label
         self._tokenizer = Tokenizer(folder, runtime.threads)
         self._session = Session(folder, graph_role, runtime)
+        self.special_tokens = self._tokenizer.special_tokens
         self.provider = self._session.provider
         self._run_tokens = run_tokens or (_CPU_RUN_TOKENS if self.provider == "cpu" else _GPU_RUN_TOKENS)
-        self._capacity = self.shape.window_tokens - self._tokenizer.special_tokens
+        self._capacity = self.shape.window_tokens - self.special_tokens
         if self._capacity <= self.shape.stride_tokens:
             raise ModelError(
                 f"The model {folder.label}: stride_tokens in [{TABLE}] of its model.toml must be less than the "
@@ -241,7 +243,7 @@ class Transformer:
             the network's answer is no number. int32[n, 2]: first and past-the-last code point of the
             window in which the main label is greatest.
         """
-        windows = self._tokenizer.windows(texts, self._capacity, self.shape.stride_tokens, most=self.shape.max_windows)
+        windows = self.windows(texts)
         per_window = self.score_windows(windows)
         scores = _aggregate(per_window, windows.window_offsets, self.shape.aggregation)
         return scores, windows.span[_deciding(per_window[:, self.shape.main], windows.window_offsets)]
@@ -278,10 +280,18 @@ class Transformer:
         begin = batch.codepoint_offsets[documents]
         places = zip((begin + start).tolist(), (begin + end).tolist(), strict=True)
         texts = [batch.codepoints[first:past].tobytes().decode("utf-32-le") for first, past in places]
-        windows = self._tokenizer.windows(
-            texts, self._capacity, self.shape.stride_tokens, most=self.shape.max_windows, spans=False
-        )
+        windows = self.windows(texts, spans=False)
         return _aggregate(self.score_windows(windows), windows.window_offsets, self.shape.aggregation)
+
+    def windows(self, texts: Sequence[str], *, spans: bool = True) -> Windows:
+        """Tokenises texts and cuts them into windows, as model.toml says.
+
+        Args:
+            texts: the texts.
+            spans: whether the code points of the windows are wanted.
+        """
+        shape = self.shape
+        return self._tokenizer.windows(texts, self._capacity, shape.stride_tokens, most=shape.max_windows, spans=spans)
 
     def score_windows(self, windows: Windows) -> NDArray[np.float32]:
         """Runs the graph: float32[windows, labels], probabilities or values."""
@@ -306,7 +316,7 @@ class Transformer:
         if self.shape.rows:
             yield from np.array_split(order, range(self.shape.rows, order.size, self.shape.rows)) if order.size else ()
             return
-        sizes = lengths[order] + self._tokenizer.special_tokens
+        sizes = lengths[order] + self.special_tokens
         begin, filled = 0, 0
         # Longer ones make all rows longer.
         for at, size in enumerate(sizes.tolist()):

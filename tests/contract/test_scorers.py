@@ -127,5 +127,5 @@ def test_no_batch_at_all(scorers: list[Scorer]) -> None:
 def test_unknown_scorers_are_refused_by_name() -> None:
     from dqs.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="there are: language"):
+    with pytest.raises(ConfigError, match=r"there are: .*language"):
         build_scorers([], ["nonsense"])
