@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from dqs.data import Document
+from dqs.errors import ModelError
 from dqs.index.signature import SignatureParameters
-from dqs.models import ModelFolder, find_models, model_roots
+from dqs.models import ModelFolder, find_exactly, find_models, model_roots
 from dqs.pipeline import Executor, ModelInfo
-from dqs.scorer import Scorer
+from dqs.scorer import Scorer, Signal
 from dqs.scorers import build_scorers
 from dqs.settings import MIB
 
@@ -27,8 +29,20 @@ WARM_UP = (
 """A batch that reaches every kernel and every model."""
 
 
+class LoadScorers(Protocol):
+    """`load_scorers`, with all but the versions given."""
+
+    def __call__(self, *, versions: Mapping[str, str] | None = None) -> tuple[list[ModelFolder], list[Scorer]]:
+        """Loads these versions, or those that serve by themselves."""
+        ...
+
+
 def load_scorers(
-    models: Path | None, data_dir: Path, build: Callable[[Sequence[ModelFolder]], list[Scorer]] | None = None
+    models: Path | None,
+    data_dir: Path,
+    build: Callable[[Sequence[ModelFolder]], list[Scorer]] | None = None,
+    *,
+    versions: Mapping[str, str] | None = None,
 ) -> tuple[list[ModelFolder], list[Scorer]]:
     """Finds the models of this machine, checks their files and builds the scorers.
 
@@ -36,11 +50,14 @@ def load_scorers(
         models: folder that is searched before all others, or None.
         data_dir: folder of imported models.
         build: makes the scorers from the models; None for those that ship.
+        versions: model name -> version, of exactly the models to load; None for those that serve, as
+            `find_models` says.
 
     Raises:
         ModelError: a model is missing, damaged or does not fit.
     """
-    found = find_models(model_roots(models, data_dir))
+    roots = model_roots(models, data_dir)
+    found = find_models(roots) if versions is None else find_exactly(roots, versions)
     for model in found:
         model.verify()
     return found, (build or build_scorers)(found)
@@ -49,6 +66,39 @@ def load_scorers(
 def describe(models: Sequence[ModelFolder]) -> list[ModelInfo]:
     """What answers say of the models."""
     return [ModelInfo(model.name, model.version, model.kind, model.languages, model.digest) for model in models]
+
+
+def classifiers_of(scorers: Sequence[Scorer]) -> list[str]:
+    """Names of the classifiers that a caller may choose among: what scorers have as `classifiers`, where they do."""
+    return [name for scorer in scorers for name in getattr(scorer, "classifiers", ())]
+
+
+def check_signals(serving: Sequence[Signal], others: Sequence[Signal]) -> None:
+    """Refuses models that answer other signals than those that serve; policies and answers hold on to these.
+
+    Raises:
+        ModelError: a signal came, went or means something else.
+    """
+    meanings = [
+        {signal.name: (signal.unit, signal.low, signal.high, signal.direction, signal.version) for signal in signals}
+        for signals in (serving, others)
+    ]
+    before, after = meanings
+    differences = (
+        ("new", sorted(after.keys() - before.keys())),
+        ("gone", sorted(before.keys() - after.keys())),
+        ("changed", sorted(name for name in before.keys() & after.keys() if before[name] != after[name])),
+    )
+    if said := "; ".join(f"{what}: {', '.join(names)}" for what, names in differences if names):
+        raise ModelError(
+            f"The models answer other signals than those that serve ({said}), on which policies depend: promote them "
+            "with --new-signals and start the service again."
+        )
+
+
+def slow_models(timeout_s: float) -> ModelError:
+    """What is said of models that take too long."""
+    return ModelError(f"The models did not load within {timeout_s:g} s: raise worker_start_timeout_s, or mend them.")
 
 
 def warm_up(executor: Executor) -> None:
