@@ -32,6 +32,7 @@ from dqs.index.redis_store import DuplicateStore, connect
 from dqs.index.signature import SignatureParameters
 from dqs.pipeline import ExecutorStatus, ModelInfo, Pipeline, Scored
 from dqs.policy import load_policies
+from dqs.scorer import Scorer
 from dqs.scorers import build_scorers
 from dqs.server.server import ScoringServer
 from dqs.settings import Settings, load_settings
@@ -261,12 +262,13 @@ class LocalServer:
 
     Args:
         slots: how many batches its executor takes at once.
+        more: scorers beside those that need no model.
         **settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
     """
 
-    def __init__(self, *, slots: int = 1, **settings: Any) -> None:
+    def __init__(self, *, slots: int = 1, more: Sequence[Scorer] = (), **settings: Any) -> None:
         self.settings: Settings = load_settings(port=0, **settings)
-        scorers = build_scorers([])
+        scorers = [*build_scorers([]), *more]
         self._store: DuplicateStore | None = None
         if self.settings.redis_url is not None:
             self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())
