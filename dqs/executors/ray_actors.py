@@ -460,8 +460,9 @@ class RayExecutor:
             tokens: dict[str, str] = {}
             first: Loaded | None = None
             try:
-                for member in self._roster.ready:
-                    token = member.token
+                with self._changed:
+                    ready = [(member, member.token) for member in self._roster.ready]
+                for member, token in ready:
                     asked.append(member.name)
                     found = self._load(member, token, versions, timeout_s)
                     if found is None:
@@ -662,7 +663,9 @@ class RayExecutor:
         if error is not None:
             # Not there yet, or died on the way; Ray starts it again.
             return
-        introduction: Introduction = asked.result()
+        introduction = asked.result()
+        if not isinstance(introduction, Introduction):
+            return  # a late answer to a ping; it builds its scorers once more now
         with self._changed:
             if self._reference is None:
                 self._reference = introduction

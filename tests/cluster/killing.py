@@ -70,7 +70,7 @@ class ChoosingScorer:
                 columns.put_unasked(signals)
                 continue
             for each in signals:
-                columns.put(each, {"short": lengths < 20, "long": lengths >= 20, "longer": lengths > 200}[each] * 1)
+                columns.put(each, {"short": lengths < 20, "long": lengths >= 20, "longer": lengths > 200}[each] * 1.0)
 
 
 def build(models: Sequence[ModelFolder]) -> list[Scorer]:

@@ -261,12 +261,12 @@ class LocalServer:
     """A server in this process, on an event loop in a thread, with a gate before its scoring.
 
     Args:
-        slots: how many batches its executor takes at once.
         more: scorers beside those that need no model.
+        slots: how many batches its executor takes at once.
         **settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
     """
 
-    def __init__(self, *, slots: int = 1, more: Sequence[Scorer] = (), **settings: Any) -> None:
+    def __init__(self, more: Sequence[Scorer] = (), /, *, slots: int = 1, **settings: Any) -> None:
         self.settings: Settings = load_settings(port=0, **settings)
         scorers = [*build_scorers([]), *more]
         self._store: DuplicateStore | None = None

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def workers(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def service(models: Path, tmp_path: Path, workers: int) -> Iterator[ServerProcess]:
-    more = {"workers": workers, "worker_cpus": 0.5} if workers else {}
+    more: dict[str, Any] = {"workers": workers, "worker_cpus": 0.5} if workers else {}
     with ServerProcess(port=0, data_dir=tmp_path / "data", models=models, **more) as process:
         yield process
 
@@ -68,7 +69,8 @@ def client(service: ServerProcess) -> Iterator[Client]:
 
 def serving(client: Client) -> str:
     """Version that the service says it serves."""
-    return next(model.version for model in client.info().models if model.name == NAME)
+    versions = [str(model.version) for model in client.info().models if model.name == NAME]
+    return versions[0]
 
 
 def answering(client: Client) -> str:
@@ -95,6 +97,8 @@ class Load:
         self.answered: list[str] = []
         self.versions: list[str] = []
         """Of each batch, as it was scored."""
+        self.replicas: list[str] = []
+        """Who scored it."""
         self.error: BaseException | None = None
 
     def __enter__(self) -> Load:
@@ -143,26 +147,29 @@ class Load:
         for timing in scored.timings:
             (version,) = set(named[begin : begin + timing.documents])
             begin += timing.documents
+            self.replicas.append(timing.replica)
             self.versions.append(version)
 
 
 def _version(run: pb.ModelRun) -> str:
     assert len(run.digest) == 16
     (label,) = (label for label in run.models if label.startswith(f"{NAME}@"))
-    return label.partition("@")[2]
+    return str(label.partition("@")[2])
 
 
 def test_under_load_no_batch_mixes_versions_and_every_answer_names_its_own(
     client: Client, models: Path, service: ServerProcess, workers: int
 ) -> None:
     with Load(client) as load:
-        wait_until(load.has(5))
+        wait_until(lambda: len(set(load.replicas)) >= max(1, workers), 120)
         for version in ("2", "1", "2"):
             before = serving(client)
             status, out, err = promoted(models, NAME, version)
             assert status == 0, err
             assert out.startswith(f"{NAME}: {before} -> {version}, written to ")
             wait_until(lambda version=version: serving(client) == version)  # type: ignore[misc]
+            answered = len(load.versions)
+            wait_until(lambda answered=answered: len(set(load.replicas[answered:])) >= max(1, workers))  # type: ignore[misc]
             wait_until(load.has(20))
             assert load.versions[-1] == version
         if workers:
