@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -98,6 +99,8 @@ class InlineExecutor:
             raise slow_models(timeout_s) from None
         check_signals(self.signals, new.signals)
         self._serving = new._serving
+        # Circles in what runs networks hold the old ones for long, until Python looks for them.
+        gc.collect()
 
     def status(self) -> ExecutorStatus:
         """Always ready."""

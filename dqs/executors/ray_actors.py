@@ -551,7 +551,7 @@ class RayExecutor:
             with self._changed:
                 if changed and actor is not None:
                     actor.models = models.digest
-                else:
+                elif actor is not None and actor.models != models.digest:  # else it has started with them meanwhile
                     self._roster.start_again(member, time.monotonic())
                 self._changed.notify_all()
         self._announce()

@@ -7,6 +7,7 @@ purpose: where compiled kernels are kept must be said before numba is imported.
 from __future__ import annotations
 
 import functools
+import gc
 import platform
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +148,8 @@ class ScorerReplica:
         if new is None or not new.done() or token != self._token or self._introduction is None:
             return False
         self._inner = new.result()
+        # As in `InlineExecutor.swap`.
+        gc.collect()
         self._introduction = replace(
             self._introduction, models=tuple(self._inner.models), classifiers=tuple(self._inner.classifiers)
         )
