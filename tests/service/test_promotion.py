@@ -182,10 +182,11 @@ def test_under_load_no_batch_mixes_versions_and_every_answer_names_its_own(
             # A worker changes over behind the batches that it holds, and after the one before it.
             wait_until(lambda version=version: load.lately == ({version}, max(1, workers)))  # type: ignore[misc]
         if workers:
+            before_pids = {process.pid for process in worker_processes(service.pid)}
             worker_processes(service.pid)[0].kill()
-            wait_until(lambda: len(worker_processes(service.pid)) == workers)
+            wait_until(lambda: bool({process.pid for process in worker_processes(service.pid)} - before_pids))
             killed = len(load.versions)
-            wait_until(lambda: load.lately == ({"2"}, workers))
+            wait_until(lambda: len(set(load.replicas[killed:])) == workers)
             assert set(load.versions[killed:]) == {"2"}, "the worker that came back has what serves now"
 
     load.check()
