@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 from dqs.errors import ConfigError
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import WARM_UP, describe, keep_freed_memory, load_scorers
+from dqs.executors.promotions import Promotions, follow_promotions
 from dqs.inference.runtime import Runtime
 from dqs.pipeline import DUPLICATE_SIGNALS, Executor, Pipeline
 from dqs.policy import load_policies
@@ -47,10 +49,15 @@ def _open_executor(settings: Settings) -> Iterator[Executor]:
         return
     if settings.ray_address is not None or settings.max_workers or settings.max_gpu_workers:
         raise ConfigError("Ray workers need a number to begin with: add --workers or --gpu-workers.")
-    models, scorers = load_scorers(
-        settings.models, settings.data_dir, runtime=Runtime.of(settings), classifiers=settings.classifiers
+    load = functools.partial(
+        load_scorers,
+        settings.models,
+        settings.data_dir,
+        runtime=Runtime.of(settings),
+        classifiers=settings.classifiers,
     )
-    yield InlineExecutor(scorers, describe(models), settings.score_threads)
+    models, scorers = load()
+    yield InlineExecutor(scorers, describe(models), settings.score_threads, load)
 
 
 def warm(pipeline: Pipeline) -> None:
@@ -74,6 +81,8 @@ def serve(settings: Settings) -> None:
     def open_pipeline() -> Iterator[Pipeline]:
         with build_pipeline(settings) as pipeline:
             warm(pipeline)
-            yield pipeline
+            promotions = Promotions(pipeline, settings.models, settings.data_dir, settings.worker_start_timeout_s)
+            with follow_promotions(promotions):
+                yield pipeline
 
     server.serve(settings, open_pipeline)

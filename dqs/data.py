@@ -183,6 +183,7 @@ class Verdict:
         toxicity_span: first and past-the-last code point of the most toxic window, or None.
         policy: `name@version` of the policy that decided.
         error: None, or the document's error code and a sentence.
+        models: `name@version` of every model that served when the document was scored.
     """
 
     id: str
@@ -195,3 +196,4 @@ class Verdict:
     toxicity_span: tuple[int, int] | None = None
     policy: str = ""
     error: tuple[str, str] | None = None
+    models: tuple[str, ...] = ()

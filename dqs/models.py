@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dqs.errors import ModelError
+from dqs.promoted import SERVING_FILE, promoted_versions
 
 MODEL_FILE: Final = "model.toml"
 PACKAGE: Final = "dqs_models"
@@ -155,8 +156,8 @@ def file_digest(path: Path) -> str:
         raise ModelError(f"model file {path} cannot be read ({error.strerror}): restore it") from error
 
 
-def model_roots(models: Path | None = None, data_dir: Path | None = None) -> list[Path]:
-    """Returns the folders to search for models, the strongest first; only those that exist.
+def model_roots(models: Path | None = None, data_dir: Path | None = None, *, missing: bool = False) -> list[Path]:
+    """Returns the folders to search for models, the strongest first.
 
     The order is `models`, `<data_dir>/models`, the `models/` of the clone that this code lies in,
     the installed package `dqs-models`.
@@ -164,6 +165,7 @@ def model_roots(models: Path | None = None, data_dir: Path | None = None) -> lis
     Args:
         models: folder that the user named.
         data_dir: the data directory.
+        missing: those too that do not exist, which may be made.
 
     Raises:
         ModelError: `models` is given and is no folder.
@@ -183,7 +185,7 @@ def model_roots(models: Path | None = None, data_dir: Path | None = None) -> lis
         roots.extend(Path(place) for place in spec.submodule_search_locations)
     seen: dict[Path, Path] = {}
     for root in roots:
-        if root.is_dir():
+        if missing or root.is_dir():
             seen.setdefault(root.resolve(), root)
     return list(seen.values())
 
@@ -212,25 +214,34 @@ def writable_root(models: Path | None, data_dir: Path) -> Path:
 
 
 def find_models(
-    roots: Iterable[Path], *, kind: str | None = None, versions: Mapping[str, str] | None = None
+    roots: Iterable[Path],
+    *,
+    kind: str | None = None,
+    versions: Mapping[str, str] | None = None,
+    promoted: Mapping[str, str] | None = None,
 ) -> list[ModelFolder]:
     """Finds one version of every model under the roots.
 
-    A name that several roots hold is taken from the first of them; of several versions in one root
-    the highest is taken, numbers counting as numbers ("10" after "9").
+    A model that was promoted (see `dqs.promoted`) comes in that version, from the first root that has it.
+    Of the others, a name that several roots hold is taken from the first of them; of several versions
+    in one root the highest is taken, numbers counting as numbers ("10" after "9").
 
     Args:
         roots: folders to search, the strongest first.
         kind: only models of this kind.
-        versions: model name → the version to take; such a model may come from a later root.
+        versions: model name → the version to take, whatever was promoted; such a model may come from
+            a later root.
+        promoted: model name → version that was promoted; what the roots say if None.
 
     Returns:
         The models, those of stronger roots first, by name within a root.
 
     Raises:
-        ModelError: a model.toml is malformed, or a version asked for is in no root.
+        ModelError: a model.toml or serving.toml is malformed, or a version that is asked for or was
+            promoted is in no root.
     """
-    wanted = dict(versions or {})
+    roots = list(roots)
+    wanted = {**(promoted_versions(roots) if promoted is None else promoted), **(versions or {})}
     found: dict[str, ModelFolder] = {}
     for root in roots:
         if not root.is_dir():
@@ -243,8 +254,51 @@ def find_models(
                 found[place.name] = load_model(max(folders, key=lambda path: version_key(path.name)))
     for name, version in wanted.items():
         if name not in found:
+            if name not in (versions or {}):
+                raise ModelError(
+                    f"{SERVING_FILE} says that {name}@{version} serves, which is in no models folder: install it, or "
+                    f"promote another version with `dqs models promote {name}`"
+                )
             raise ModelError(f"model {name}@{version} is in no models folder: install it or ask for another")
     return [model for model in found.values() if kind is None or model.kind == kind]
+
+
+def find_exactly(roots: Iterable[Path], versions: Mapping[str, str]) -> list[ModelFolder]:
+    """Finds these versions of these models and no others.
+
+    Args:
+        roots: folders to search, the strongest first.
+        versions: model name → version.
+
+    Returns:
+        The models, in the order of `versions`.
+
+    Raises:
+        ModelError: a model.toml is malformed, or a version is in no root.
+    """
+    roots = list(roots)
+    found: list[ModelFolder] = []
+    for name, version in versions.items():
+        folder = next((root / name / version for root in roots if (root / name / version / MODEL_FILE).is_file()), None)
+        if folder is None:
+            raise ModelError(f"model {name}@{version} is in no models folder: install it or ask for another")
+        found.append(load_model(folder))
+    return found
+
+
+def find_versions(roots: Iterable[Path]) -> list[ModelFolder]:
+    """Finds every version of every model under the roots, by name; the versions of a name in their order.
+
+    Raises:
+        ModelError: a model.toml is malformed.
+    """
+    folders = {
+        (path.parent.name, path.name): path
+        for root in reversed(list(roots))
+        for path in root.glob("*/*")
+        if (path / MODEL_FILE).is_file()
+    }
+    return [load_model(folders[key]) for key in sorted(folders, key=lambda key: (key[0], version_key(key[1])))]
 
 
 def version_key(version: str) -> tuple[tuple[int, int, str], ...]:

@@ -8,6 +8,7 @@ error and its neighbours with verdicts. It knows nothing of files or the wire.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqs.data import Document, Documents, Label, Missing, Verdict, parse_language
-from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError
+from dqs.errors import DocumentError, DocumentErrorCode, IndexUnavailable, PolicyError, RequestError
 from dqs.index.bands import MAX_BANDS
 from dqs.index.lines import SeenLines, share_seen
 from dqs.index.redis_store import Duplicates, DuplicateStore
@@ -45,6 +46,56 @@ _DUPLICATE_NAMES = frozenset(("duplicate_similarity", "exact_duplicate", "duplic
 """Signals that are known only after the atomic step; the share of seen lines is known before."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model that answers: its name, version, kind and the digest of its files."""
+
+    name: str
+    version: str
+    kind: str
+    languages: tuple[str, ...]
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """The models that answer together.
+
+    Attributes:
+        models: in any order.
+        digest: 16 hexadecimal digits over the digests of all; equal for equal models, whatever their order.
+    """
+
+    models: tuple[ModelInfo, ...]
+    digest: str
+
+    @classmethod
+    def of(cls, models: Sequence[ModelInfo]) -> ModelSet:
+        """The set of these models."""
+        parts = sorted(f"{model.label} {model.digest}" for model in models)
+        return cls(tuple(models), hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16])
+
+
+@dataclass(slots=True)
+class Swaps:
+    """What became of models that were promoted while the service ran. Written by one thread, read by any.
+
+    Attributes:
+        done: how often other models have taken over.
+        refused: how often models were refused.
+        refusal: why the models that were promoted last do not serve; "" where they do.
+    """
+
+    done: int = 0
+    refused: int = 0
+    refusal: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Scored:
     """What an executor returns for n documents.
@@ -56,6 +107,7 @@ class Scored:
         seconds: time spent per stage.
         failed: bool[n]; true where scoring the document broke the scorer; None where none did.
         replica: who scored, "inline" or the name of a worker.
+        models: what answered, the same for all n; None where nothing did.
     """
 
     columns: ScoreColumns
@@ -64,6 +116,7 @@ class Scored:
     seconds: dict[str, float] = field(default_factory=dict)
     failed: NDArray[np.bool_] | None = None
     replica: str = "inline"
+    models: ModelSet | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -81,17 +134,6 @@ class Undecided:
     scored: Scored
     errors: list[DocumentError | None]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model that answers: its name, version, kind and the digest of its files."""
-
-    name: str
-    version: str
-    kind: str
-    languages: tuple[str, ...]
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +178,22 @@ class Executor(Protocol):
     """Runs the stateless part; the same columns for the same documents, wherever it runs. Thread-safe.
 
     Attributes:
-        signals: what its columns hold.
-        models: what it answers with.
+        signals: what its columns hold; never changes.
         max_slots: the most batches that it ever takes at once.
     """
 
     signals: list[Signal]
-    models: list[ModelInfo]
     max_slots: int
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What it answers with now."""
+        ...
+
+    @property
+    def classifiers(self) -> list[str]:
+        """Names of the classifiers that a caller may choose among now."""
+        ...
 
     def score(
         self,
@@ -152,17 +202,34 @@ class Executor(Protocol):
         languages: Sequence[str],
         *,
         signature: SignatureParameters | None = None,
+        classifiers: frozenset[str] | None = None,
     ) -> Scored:
-        """Scores documents that lie end to end in one buffer; blocks until they are scored.
+        """Scores documents that lie end to end in one buffer, all with the same models; blocks until they are scored.
 
         Args:
             utf8: uint8[bytes].
             byte_offsets: int64[n + 1].
             languages: the caller's language per document, "" where unknown.
             signature: how to sign them for the duplicate index; None for no signatures.
+            classifiers: names of those that run; None for all.
 
         Raises:
             Unavailable: there is nobody to score them now.
+        """
+        ...
+
+    def swap(self, versions: Mapping[str, str], timeout_s: float) -> None:
+        """Answers with other models from some batch on; blocks until then, while scoring goes on.
+
+        They are loaded and have a batch pass through them beside the old ones. Where anything is wrong
+        with them, the old ones stay.
+
+        Args:
+            versions: model name -> version, of all models that are to serve.
+            timeout_s: longest time for loading them, in seconds, for each scorer process.
+
+        Raises:
+            DqsError: they do not serve; the message says why.
         """
         ...
 
@@ -193,6 +260,7 @@ class Results:
         policy: `name@version`.
         seconds: time spent per stage; "score" is the whole stay in the executor.
         replica: who scored.
+        models: what answered; None where nothing did.
     """
 
     ids: list[str]
@@ -204,6 +272,7 @@ class Results:
     policy: str
     seconds: dict[str, float]
     replica: str
+    models: ModelSet | None = None
     _rows: tuple[tuple[str, ...], NDArray[np.float32], NDArray[np.uint8]] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
@@ -232,8 +301,11 @@ class Results:
     def verdict(self, i: int) -> Verdict:
         """One document's answer as an object."""
         error = self.errors[i]
+        models = () if self.models is None else tuple(model.label for model in self.models.models)
         if error is not None:
-            return Verdict(self.ids[i], Label.UNSPECIFIED, policy=self.policy, error=(error.code, error.message))
+            return Verdict(
+                self.ids[i], Label.UNSPECIFIED, policy=self.policy, error=(error.code, error.message), models=models
+            )
         codes = {name: int(column[i]) for name, column in self.columns.missing.items()}
         missing = {name: Missing(code) for name, code in codes.items() if code}
         signals = {name: None if name in missing else float(values[i]) for name, values in self.columns.values.items()}
@@ -250,6 +322,7 @@ class Results:
             duplicate_of=self.duplicate_of[i],
             toxicity_span=span,
             policy=self.policy,
+            models=models,
         )
 
 
@@ -271,11 +344,17 @@ class Pipeline:
         max_document_bytes: int,
     ) -> None:
         self.signals: list[Signal] = [*executor.signals, *DUPLICATE_SIGNALS]
-        self.models = executor.models
+        self.swaps = Swaps()
+        """What became of models that were promoted while the service ran."""
         self.policies = dict(policies)
         self.max_document_bytes = max_document_bytes
         self.executor = executor
         self._store = store
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What answers now."""
+        return self.executor.models
 
     def policy(self, name: str) -> Policy:
         """The policy of that name.
@@ -297,6 +376,7 @@ class Pipeline:
         degrade: bool = False,
         replace: bool = False,
         tenant: str = DEFAULT_TENANT,
+        classifiers: frozenset[str] | None = None,
     ) -> Results:
         """Scores and decides; one verdict or one error per document, in their order.
 
@@ -309,19 +389,26 @@ class Pipeline:
             replace: a document whose id the corpus has with another text takes its place,
                 instead of being answered with ID_REUSED.
             tenant: whose corpus it is; corpora of one name of two tenants never meet.
+            classifiers: names of the classifiers that run, the signals of all others are NOT_ASKED; None for all.
 
         Raises:
             PolicyError: there is no such policy.
+            RequestError: there is no such classifier.
             Unavailable: there is nobody to score now.
             IndexUnavailable: the index cannot be reached and `degrade` is false.
             CorpusMismatch: the corpus was made with other parameters.
         """
         self.policy(policy)
-        scored = self.score(documents, corpus=corpus, tenant=tenant)
+        scored = self.score(documents, corpus=corpus, tenant=tenant, classifiers=classifiers)
         return self.decide(scored, policy=policy, corpus=corpus, degrade=degrade, replace=replace, tenant=tenant)
 
     def score(
-        self, documents: Sequence[Document], *, corpus: str | None = "default", tenant: str = DEFAULT_TENANT
+        self,
+        documents: Sequence[Document],
+        *,
+        corpus: str | None = "default",
+        tenant: str = DEFAULT_TENANT,
+        classifiers: frozenset[str] | None = None,
     ) -> Undecided:
         """The first half of `run`: everything that depends on nothing but the documents.
 
@@ -331,12 +418,15 @@ class Pipeline:
             documents: any number.
             corpus: where `decide` will look for duplicates; None for nowhere.
             tenant: whose corpus it is.
+            classifiers: as for `run`.
 
         Raises:
+            RequestError: there is no such classifier.
             Unavailable: there is nobody to score now.
             IndexUnavailable: there is no index.
             CorpusMismatch: this version cannot read the corpus.
         """
+        self.check_classifiers(classifiers)
         signature = None if corpus is None else self._signature(corpus, tenant)
         columns = Documents.of(documents)
         errors = self._check(columns)
@@ -348,7 +438,7 @@ class Pipeline:
         np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), out=byte_offsets[1:])
         utf8 = np.frombuffer(b"".join(texts), dtype=np.uint8)
         begin = time.perf_counter()
-        scored = self.executor.score(utf8, byte_offsets, languages, signature=signature)
+        scored = self.executor.score(utf8, byte_offsets, languages, signature=signature, classifiers=classifiers)
         seconds = {**scored.seconds, "score": time.perf_counter() - begin}
         if scored.failed is not None:
             for i in np.flatnonzero(scored.failed).tolist():
@@ -406,8 +496,25 @@ class Pipeline:
         labels = np.where(answerable, decision.labels, np.int8(Label.UNSPECIFIED)).astype(np.int8)
         seconds["policy"] = time.perf_counter() - begin
         return Results(
-            ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds, scored.replica
-        )
+            ids, scored.columns, labels, decision.reasons, duplicate_of, errors, chosen.label, seconds, scored.replica,
+            scored.models,
+        )  # fmt: skip
+
+    def check_classifiers(self, classifiers: frozenset[str] | None) -> None:
+        """Refuses names of classifiers that do not serve.
+
+        Raises:
+            RequestError: there is no such classifier.
+        """
+        if not classifiers:
+            return
+        serving = self.executor.classifiers
+        unknown = sorted(classifiers.difference(serving))
+        if unknown:
+            raise RequestError(
+                f"There is no classifier {unknown[0]!r}; there are: {', '.join(sorted(serving)) or 'none'}.",
+                field="options.classifiers",
+            )
 
     def drop_corpus(self, corpus: str, *, tenant: str = DEFAULT_TENANT) -> None:
         """Forgets every document of a corpus; does nothing if there is no such corpus.

@@ -66,6 +66,8 @@ class ScoreColumns:
             run, what the caller says, "" where it says nothing.
         toxicity_span: int32[size, 2], first and past-the-last code point of the
             worst window within the document; (-1, -1) where toxicity is missing.
+        classifiers: names of the classifiers that the caller asks for, all others cost nothing; None asks
+            for every one.
     """
 
     size: int
@@ -73,6 +75,21 @@ class ScoreColumns:
     missing: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     language: list[str] = field(default_factory=list)
     toxicity_span: NDArray[np.int32] | None = None
+    classifiers: frozenset[str] | None = None
+
+    def asks_for(self, classifier: str) -> bool:
+        """Whether the caller wants a classifier to run."""
+        return self.classifiers is None or classifier in self.classifiers
+
+    def put_unasked(self, signals: Sequence[str]) -> None:
+        """Stores columns of signals that were not asked for.
+
+        Args:
+            signals: signal names.
+        """
+        for signal in signals:
+            self.values[signal] = np.full(self.size, np.nan, dtype=np.float32)
+            self.missing[signal] = np.full(self.size, Missing.NOT_ASKED, dtype=np.uint8)
 
     def put(self, signal: str, values: NDArray[np.floating], missing: NDArray[np.uint8] | None = None) -> None:
         """Stores a column.
@@ -105,7 +122,11 @@ class ScoreColumns:
 
 
 class Scorer(Protocol):
-    """Computes signals of a batch. Thread-safe: one instance may score several batches at once."""
+    """Computes signals of a batch. Thread-safe: one instance may score several batches at once.
+
+    One that runs classifiers which callers choose among names them in an attribute `classifiers`, asks
+    `columns.asks_for` of each, and calls `columns.put_unasked` for the signals of those not asked for.
+    """
 
     name: ClassVar[str]
     """Name of the scorer, equal to its file's name."""

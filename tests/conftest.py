@@ -35,6 +35,7 @@ _RAY = (
     "tests/cluster/test_stop.py",
     "tests/cluster/test_workers.py",
     "tests/contract/test_executors.py",
+    "tests/service/test_promotion.py",
     "tests/cluster/test_dedup.py::test_workers_that_are_killed",
     "tests/cluster/test_dedup.py::test_tasks_that_fail",
 )

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from dqs.client._documents import DocumentLike, Identifier
 from dqs.client._options import Window
@@ -307,7 +308,6 @@ def _with_too_large(
     )
     width = len(answer.signals)
     answered = 0
-    runs: list[int | None] = [run for run, timing in enumerate(answer.timings) for _ in range(timing.documents)]
     for position in range(len(answer.results) + len(too_large)):
         refused = too_large.get(position)
         if refused is None:
@@ -317,7 +317,6 @@ def _with_too_large(
             whole.missing.extend(answer.missing[cells] or [decision_pb2.MISSING_REASON_UNSPECIFIED] * width)
             answered += 1
         else:
-            runs.insert(position, None)
             result = whole.results.add(id=refused[0])
             result.error.code = scoring_pb2.DOCUMENT_ERROR_CODE_TOO_LARGE
             result.error.message = (
@@ -325,10 +324,25 @@ def _with_too_large(
             )
             whole.values.extend([float("nan")] * width)
             whole.missing.extend([decision_pb2.MISSING_REASON_UNSPECIFIED] * width)
-    if answer.timings:
-        for run, documents in itertools.groupby(runs):
-            timing = whole.timings.add()
-            if run is not None:
-                timing.CopyFrom(answer.timings[run])
-            timing.documents = len(list(documents))
+    for runs, spread in ((answer.timings, whole.timings), (answer.model_runs, whole.model_runs)):
+        if runs:
+            _spread(runs, too_large, spread)
     return whole
+
+
+def _spread(runs: Any, too_large: Iterable[int], to: Any) -> None:
+    """Parts runs of documents where others come between, which have an empty run of their own.
+
+    Args:
+        runs: messages that say in `documents` how many they are about.
+        too_large: where the others are, in ascending order.
+        to: repeated field that the runs are added to.
+    """
+    numbers: list[int | None] = [number for number, run in enumerate(runs) for _ in range(run.documents)]
+    for position in too_large:
+        numbers.insert(position, None)
+    for number, documents in itertools.groupby(numbers):
+        run = to.add()
+        if number is not None:
+            run.CopyFrom(runs[number])
+        run.documents = len(list(documents))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,15 +152,30 @@ def check_time(name: str, value_s: float) -> None:
 
 
 def score_options(
-    policy: str, corpus: str | None, *, degrade: bool, replace: bool, timings: bool = False
+    policy: str,
+    corpus: str | None,
+    *,
+    degrade: bool,
+    replace: bool,
+    timings: bool = False,
+    classifiers: Iterable[str] | None = None,
 ) -> scoring_pb2.ScoreOptions:
     """The options of a call on the wire.
 
     Raises:
-        RequestError: the corpus has an empty name.
+        RequestError: the corpus has an empty name, or the classifiers are no names.
     """
     if corpus == "":
         raise RequestError("A corpus has a name: give one, or None to leave duplication out.", field="corpus")
+    chosen = None
+    if classifiers is not None:
+        names = [classifiers] if isinstance(classifiers, str) else sorted(set(classifiers))
+        if isinstance(classifiers, str) or not all(isinstance(name, str) for name in names):
+            raise RequestError(
+                "`classifiers` is a list of names: put one name into a list too, or give None for all.",
+                field="classifiers",
+            )
+        chosen = scoring_pb2.ClassifierChoice(names=names)
     return scoring_pb2.ScoreOptions(
         policy=policy,
         corpus=corpus or "",
@@ -167,4 +183,5 @@ def score_options(
         index_failure=scoring_pb2.INDEX_FAILURE_DEGRADE if degrade else scoring_pb2.INDEX_FAILURE_FAIL,
         timings=timings,
         replace=replace,
+        classifiers=chosen,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -39,13 +40,18 @@ def verdicts(scored: scoring_pb2.ScoredDocuments) -> Iterator[Verdict]:
     # Most documents lack the same few signals: one mapping for all that do.
     patterns: dict[bytes, dict[str, Missing]] = {b"": present, bytes(width): present}
     policy = scored.policy
+    named = itertools.chain.from_iterable(
+        itertools.repeat(tuple(run.models), run.documents) for run in scored.model_runs
+    )
     for row, result in enumerate(scored.results):
+        models = next(named, ())  # a server of an earlier version names none
         if result.HasField("error"):
             yield Verdict(
                 result.id,
                 Label.UNSPECIFIED,
                 policy=policy,
                 error=(_error_code(result.error.code), result.error.message),
+                models=models,
             )
             continue
         cells = slice(row * width, (row + 1) * width)
@@ -65,6 +71,7 @@ def verdicts(scored: scoring_pb2.ScoredDocuments) -> Iterator[Verdict]:
             duplicate_of=result.duplicate_of if result.HasField("duplicate_of") else None,
             toxicity_span=(result.toxicity_span_start, result.toxicity_span_end) if result.toxicity_span_end else None,
             policy=policy,
+            models=models,
         )
 
 

@@ -95,6 +95,7 @@ class AsyncClient:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         ordered: bool = True,
     ) -> AsyncIterator[Verdict]:
         """Scores any number of documents over a stream; see `Client.score`.
@@ -110,6 +111,7 @@ class AsyncClient:
             language: ISO 639-1 code of documents that have none.
             degrade: score without duplication while the index cannot be reached.
             replace: a document whose id the corpus has with another text takes its place.
+            classifiers: names of the classifiers that run; None for all.
             ordered: verdicts in the order of `documents`.
 
         Yields:
@@ -125,6 +127,7 @@ class AsyncClient:
             language=language,
             degrade=degrade,
             replace=replace,
+            classifiers=classifiers,
             ordered=ordered,
         )
         try:
@@ -143,6 +146,7 @@ class AsyncClient:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         ordered: bool = True,
         timings: bool = False,
     ) -> AsyncGenerator[scoring_pb2.ScoredDocuments, None]:
@@ -155,6 +159,7 @@ class AsyncClient:
             language: as for `score`.
             degrade: as for `score`.
             replace: as for `score`.
+            classifiers: as for `score`.
             ordered: messages in the order of `documents`.
             timings: has the server say where the time went.
 
@@ -167,7 +172,9 @@ class AsyncClient:
         check_several(documents)
         async with self._turns:
             limits = await self._known_limits()
-            options = score_options(policy, corpus, degrade=degrade, replace=replace, timings=timings)
+            options = score_options(
+                policy, corpus, degrade=degrade, replace=replace, timings=timings, classifiers=classifiers
+            )
             exchange = Exchange(options, language, ordered, self._window, limits)
             route = Route(self._servers, self._timeouts.retry_s)
             news = asyncio.Event()
@@ -234,6 +241,7 @@ class AsyncClient:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         timeout_s: float | None = None,
     ) -> list[Verdict]:
         """Scores a few documents in one call; see `Client.score_batch`.
@@ -245,6 +253,7 @@ class AsyncClient:
             language: as for `score`.
             degrade: as for `score`.
             replace: as for `score`.
+            classifiers: as for `score`.
             timeout_s: deadline of the call; None for the client's `answer_s`.
 
         Returns:
@@ -253,7 +262,8 @@ class AsyncClient:
         Raises:
             DqsError: as in the package's table.
         """
-        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade=degrade, replace=replace))
+        options = score_options(policy, corpus, degrade=degrade, replace=replace, classifiers=classifiers)
+        request = scoring_pb2.ScoreBatchRequest(options=options)
         check_several(documents)
         identify = Identifier(language)
         for document in documents:

@@ -93,6 +93,7 @@ class Client:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         ordered: bool = True,
     ) -> Iterator[Verdict]:
         """Scores any number of documents over a stream.
@@ -114,6 +115,8 @@ class Client:
                 marked as unavailable instead of failing.
             replace: a document whose id the corpus has with another text takes its place;
                 otherwise it is answered with ID_REUSED.
+            classifiers: names of the classifiers that run (`info().classifiers`); None for all. The
+                signals of the others are missing, as not asked for.
             ordered: verdicts in the order of `documents`; otherwise as they come.
 
         Yields:
@@ -129,6 +132,7 @@ class Client:
             language=language,
             degrade=degrade,
             replace=replace,
+            classifiers=classifiers,
             ordered=ordered,
         )
         with contextlib.closing(batches):
@@ -144,6 +148,7 @@ class Client:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         ordered: bool = True,
         timings: bool = False,
     ) -> Generator[scoring_pb2.ScoredDocuments, None, None]:
@@ -156,6 +161,7 @@ class Client:
             language: as for `score`.
             degrade: as for `score`.
             replace: as for `score`.
+            classifiers: as for `score`.
             ordered: messages in the order of `documents`; within a message they are always.
             timings: has the server say where the time went and who scored, in `ScoredDocuments.timings`.
 
@@ -168,7 +174,9 @@ class Client:
         with self._turns:
             yield from self._stream(
                 documents,
-                score_options(policy, corpus, degrade=degrade, replace=replace, timings=timings),
+                score_options(
+                    policy, corpus, degrade=degrade, replace=replace, timings=timings, classifiers=classifiers
+                ),
                 language,
                 ordered,
             )
@@ -222,6 +230,7 @@ class Client:
         language: str = "",
         degrade: bool = False,
         replace: bool = False,
+        classifiers: Iterable[str] | None = None,
         timeout_s: float | None = None,
     ) -> list[Verdict]:
         """Scores a few documents in one call.
@@ -233,6 +242,7 @@ class Client:
             language: as for `score`.
             degrade: as for `score`.
             replace: as for `score`.
+            classifiers: as for `score`.
             timeout_s: deadline of the call; None for the client's `answer_s`.
 
         Returns:
@@ -241,7 +251,8 @@ class Client:
         Raises:
             DqsError: as in the package's table.
         """
-        request = scoring_pb2.ScoreBatchRequest(options=score_options(policy, corpus, degrade=degrade, replace=replace))
+        options = score_options(policy, corpus, degrade=degrade, replace=replace, classifiers=classifiers)
+        request = scoring_pb2.ScoreBatchRequest(options=options)
         check_several(documents)
         identify = Identifier(language)
         for document in documents:

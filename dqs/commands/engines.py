@@ -76,15 +76,26 @@ class LocalEngine:
         corpus: to compare with and add to; None for no duplication.
         private: whether the corpus is this run's own.
         language: hint for rows without a language.
+        classifiers: names of the classifiers that run; None for all.
 
     Raises:
         PolicyError: there is no such policy.
+        RequestError: there is no such classifier.
     """
 
     rebuilds = True
 
-    def __init__(self, pipeline: Pipeline, policy: str, corpus: str | None, private: bool, language: str) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        policy: str,
+        corpus: str | None,
+        private: bool,
+        language: str,
+        classifiers: frozenset[str] | None = None,
+    ) -> None:
         chosen = pipeline.policy(policy)
+        pipeline.check_classifiers(classifiers)
         self.signals = [signal.name for signal in pipeline.signals]
         self.policy = chosen.label
         self.index_dropped = chosen.index_dropped
@@ -98,6 +109,7 @@ class LocalEngine:
         self._corpus = corpus
         self._private = private
         self._language = language
+        self._classifiers = classifiers
         self._stopped = threading.Event()
 
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
@@ -131,7 +143,7 @@ class LocalEngine:
         """Scores a batch; workers that are being started again get the time they need for that."""
 
         def score() -> Undecided:
-            return self._pipeline.score(documents, corpus=self._corpus)
+            return self._pipeline.score(documents, corpus=self._corpus, classifiers=self._classifiers)
 
         return self._repeat(score, Unavailable, _WORKER_PATIENCE_S)
 
@@ -193,16 +205,30 @@ class RemoteEngine:
         corpus: to compare with and add to; None for no duplication.
         private: whether the corpus is this run's own.
         language: hint for rows without a language.
+        classifiers: names of the classifiers that run; None for all.
 
     Raises:
         PolicyError: there is no such policy.
+        RequestError: there is no such classifier.
         Unavailable: the service does not answer.
     """
 
     rebuilds = False
 
-    def __init__(self, client: Client, policy: str, corpus: str | None, private: bool, language: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        policy: str,
+        corpus: str | None,
+        private: bool,
+        language: str,
+        classifiers: frozenset[str] | None = None,
+    ) -> None:
         info = client.info()
+        unknown = sorted((classifiers or frozenset()).difference(info.classifiers))
+        if unknown:
+            names = ", ".join(info.classifiers) or "none"
+            raise RequestError(f"The service has no classifier {unknown[0]!r}; it has: {names}.")
         found = [entry for entry in info.policies if entry.name == policy]
         if not found:
             names = ", ".join(entry.name for entry in info.policies)
@@ -219,6 +245,7 @@ class RemoteEngine:
         self.corpus = corpus
         self._private = private
         self._language = language
+        self._classifiers = classifiers
 
     def answer(self, batches: Iterable[Rows]) -> Generator[tuple[Rows, Answers], None, None]:
         """Keeps several batches on their way and hands them back in order."""
@@ -230,7 +257,9 @@ class RemoteEngine:
                 yield from rows.documents(self._language)
 
         answered: list[Verdict] = []
-        for verdict in self._client.score(documents(), policy=self._name, corpus=self.corpus):
+        for verdict in self._client.score(
+            documents(), policy=self._name, corpus=self.corpus, classifiers=self._classifiers
+        ):
             while waiting and len(answered) == _scorable(waiting[0]):
                 yield waiting.popleft(), Answers.from_verdicts(answered, self.signals)
                 answered = []

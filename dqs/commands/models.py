@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dqs.commands.options import Config, DataDir, Models, make_settings
+from dqs.commands.options import Config, DataDir, Models, make_settings, prepare_folders
 from dqs.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -29,11 +29,113 @@ def _found(settings: Settings) -> list[ModelFolder]:
 
 
 @app.command("list")
-def list_models(models: Models = None, data_dir: DataDir = None, config: Config = None) -> None:
-    """List models: name, version, kind, languages, size, folder."""
-    for model in _found(make_settings(config, models=models, data_dir=data_dir)):
+def list_models(
+    every: Annotated[bool, typer.Option("--all", help="Versions too that do not serve.")] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """List models that serve: name, version, kind, languages, size, folder, and whether they were promoted."""
+    settings = make_settings(config, models=models, data_dir=data_dir)
+    from dqs.models import find_models, find_versions, model_roots
+    from dqs.promoted import promoted_versions
+
+    roots = model_roots(settings.models, settings.data_dir)
+    promoted, serving = promoted_versions(roots), find_models(roots)
+    shown = find_versions(roots) if every else serving
+    for model in shown:
         size = sum((model.path / file.name).stat().st_size for file in model.files)
-        print(f"{model.label}\t{model.kind}\t{','.join(model.languages)}\t{size / 1e6:.1f} MB\t{model.path}")
+        state = "serves" if model.path in {one.path for one in serving} else "-"
+        if state == "serves" and model.name in promoted:
+            state = "serves, promoted"
+        languages = ",".join(model.languages)
+        print(f"{model.label}\t{model.kind}\t{languages}\t{size / 1e6:.1f} MB\t{model.path}\t{state}")
+
+
+@app.command("promote")
+def promote_model(
+    name: Annotated[str, typer.Argument(help="Name of a model.")],
+    version: Annotated[str | None, typer.Argument(help="Version that is to serve; none with --latest.")] = None,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Have the highest version serve again, whichever that is.")
+    ] = False,
+    new_signals: Annotated[
+        bool,
+        typer.Option(
+            "--new-signals", help="Even if the signals change; services that run take it when they start again."
+        ),
+    ] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Have a version of a model serve, here and in services that run on the same models folders.
+
+    It is verified, loaded beside all others and tried on a batch first; where it fails, nothing changes.
+    """
+    if (version is None) != latest:
+        raise ConfigError("Say which version is to serve, or --latest.")
+    settings = make_settings(config, models=models, data_dir=data_dir)
+    from dqs.models import model_roots
+    from dqs.promoted import first_writable, promote
+
+    before, after = _versions_around(settings, name, version)
+    if new := version or after.get(name):
+        prepare_folders(settings)
+        _try(settings, before, after, new_signals=new_signals)
+    candidates = model_roots(settings.models, settings.data_dir, missing=True)
+    root = first_writable(candidates)
+    promote(root, candidates[: candidates.index(root)], name, version)
+    print(f"{name}: {before.get(name, 'none')} -> {new or 'none'}, written to {root}.")
+
+
+def _versions_around(settings: Settings, name: str, version: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Model name -> version of all that serve before and after a promotion.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from dqs.models import find_models, model_roots
+    from dqs.promoted import promoted_versions
+
+    roots = model_roots(settings.models, settings.data_dir)
+    promoted = promoted_versions(roots)
+    promoted.pop(name, None)
+    after = {model.name: model.version for model in find_models(roots, promoted=promoted)}
+    try:
+        before = {model.name: model.version for model in find_models(roots)}
+    except ModelError:
+        before = {}  # what was promoted before is gone, which this promotion may put right
+    if name not in after and version is None:
+        raise ModelError(f"There is no model {name!r}; there are: {', '.join(sorted(after)) or 'none'}.")
+    return before, after if version is None else {**after, name: version}
+
+
+def _try(settings: Settings, before: dict[str, str], after: dict[str, str], *, new_signals: bool) -> None:
+    """Loads models as a service would, and has a batch pass through them.
+
+    Raises:
+        ModelError: they do not serve, or answer other signals than those before.
+    """
+    import functools
+
+    from dqs.executors.inline import start_loading
+    from dqs.executors.loading import check_signals, load_scorers, slow_models
+
+    load, timeout_s = (
+        functools.partial(load_scorers, settings.models, settings.data_dir),
+        settings.worker_start_timeout_s,
+    )
+    try:
+        new = start_loading(load, after).result(timeout_s)
+    except TimeoutError:
+        raise slow_models(timeout_s) from None
+    if before and not new_signals:
+        try:
+            old = start_loading(load, before).result(timeout_s)
+        except (ModelError, TimeoutError):
+            return  # nothing serves with these, so nothing depends on them
+        check_signals(old.signals, new.signals)
 
 
 @app.command()

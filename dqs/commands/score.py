@@ -64,6 +64,10 @@ def score(
             "if left out, one for this run alone, dropped at its end."
         ),
     ] = None,
+    classifiers: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,...]", help="Classifiers to run, or none." + default("all")),
+    ] = None,
     no_dedup: Annotated[bool, typer.Option("--no-dedup", help="Look for no duplicates.")] = False,
     kept: Annotated[str | None, typer.Option(help="Write kept input rows here, unchanged.")] = None,
     dropped: Annotated[str | None, typer.Option(help="Write dropped input rows here, unchanged.")] = None,
@@ -122,6 +126,7 @@ def score(
         dropped=dropped,
         resume=resume,
         part_rows=part_rows,
+        classifiers=_chosen(classifiers),
     )
     try:
         summary = score_files(request, settings)
@@ -134,3 +139,10 @@ def score(
         raise typer.Exit(_NOBODY_READS) from None
     if summary.errors:
         raise typer.Exit(1)
+
+
+def _chosen(classifiers: str | None) -> frozenset[str] | None:
+    """The names in an option that parts them by commas; None where it is left out."""
+    if classifiers is None:
+        return None
+    return frozenset(name for part in classifiers.split(",") if (name := part.strip()) not in ("", "none"))

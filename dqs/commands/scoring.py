@@ -50,6 +50,7 @@ class Request:
     dropped: str | None
     resume: bool
     part_rows: int
+    classifiers: frozenset[str] | None = None
 
 
 def score_files(request: Request, settings: Settings) -> Summary:
@@ -92,6 +93,7 @@ def score_files(request: Request, settings: Settings) -> Summary:
                 "language": language,
                 "corpus": request.corpus if request.dedup else None,
                 "dedup": request.dedup,
+                **({} if request.classifiers is None else {"classifiers": sorted(request.classifiers)}),
                 "server": request.server is not None,
                 "kept": targets.kept is not None,
                 "dropped": targets.dropped is not None,
@@ -128,7 +130,7 @@ def _open_engine(
         stack.enter_context(client_speaks())
         client = stack.enter_context(connect_to_server(request.server, settings))
         try:
-            return RemoteEngine(client, request.policy, corpus, private, language)
+            return RemoteEngine(client, request.policy, corpus, private, language, request.classifiers)
         except Unauthenticated:
             if settings.server_token_file is not None:
                 raise
@@ -136,7 +138,7 @@ def _open_engine(
                 "The service asks for a token: give the file that holds it with --token-file."
             ) from None
     pipeline = stack.enter_context(build_pipeline(settings, dedup=request.dedup))
-    return LocalEngine(pipeline, request.policy, corpus, private, language)
+    return LocalEngine(pipeline, request.policy, corpus, private, language, request.classifiers)
 
 
 class _Said(logging.Handler):

@@ -222,6 +222,8 @@ def _head(snapshot: Snapshot, watcher: Watcher, trouble: str) -> RenderableType:
         lines.append(Text("NOT SCORING: no worker is ready", style="bold red"))
     if snapshot.degraded:
         lines.append(Text("DEGRADED: the duplicate index could not be reached", style="bold red"))
+    if snapshot.models_refused:
+        lines.append(Text("MODELS REFUSED: those promoted last do not serve; the log says why", style="bold red"))
     return Group(*lines)
 
 

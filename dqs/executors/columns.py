@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from dqs.data import Missing
 from dqs.index.signature import SignatureParameters, Signatures
-from dqs.pipeline import Scored
+from dqs.pipeline import ModelSet, Scored
 from dqs.scorer import ScoreColumns
 
 Languages = tuple[tuple[str, ...], NDArray[np.uint16]]
@@ -28,6 +28,10 @@ Languages = tuple[tuple[str, ...], NDArray[np.uint16]]
 
 _ALIGNMENT = 8
 """Every array begins at a multiple of this many bytes, so that it can be used where it lies."""
+
+
+class MixedModels(Exception):
+    """Parts of a batch were scored with different models."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +44,7 @@ class Batch:
         byte_offsets: int64[n + 1].
         languages: what the caller says of each document, "" where it says nothing.
         signature: parameters of the signatures that are asked for; None asks for none.
+        classifiers: names of the classifiers that are asked for; None asks for all.
     """
 
     token: str
@@ -47,6 +52,7 @@ class Batch:
     byte_offsets: NDArray[np.int64]
     languages: list[str]
     signature: SignatureParameters | None
+    classifiers: frozenset[str] | None = None
 
 
 def encode_batch(
@@ -56,11 +62,18 @@ def encode_batch(
     languages: Languages | None,
     *,
     signature: SignatureParameters | None,
+    classifiers: frozenset[str] | None = None,
 ) -> bytes:
     """A message that `decode_batch` reads; the arguments are the fields of `Batch`."""
     table, numbers = languages or ((), None)
     asked = None if signature is None else asdict(signature)
-    head = {"token": token, "documents": byte_offsets.size - 1, "languages": table, "signature": asked}
+    head: dict[str, Any] = {
+        "token": token,
+        "documents": byte_offsets.size - 1,
+        "languages": table,
+        "signature": asked,
+        "classifiers": None if classifiers is None else sorted(classifiers),
+    }
     arrays: list[NDArray[Any]] = [byte_offsets]
     if numbers is not None:
         arrays.append(numbers)
@@ -77,7 +90,8 @@ def decode_batch(message: bytes) -> Batch:
     languages = unpack_languages((head["languages"], reader.take(np.uint16, n)) if head["languages"] else None, n)
     utf8 = reader.take(np.uint8, int(byte_offsets[-1]))
     signature = None if head["signature"] is None else SignatureParameters(**head["signature"])
-    return Batch(head["token"], utf8, byte_offsets, languages, signature)
+    classifiers = None if head["classifiers"] is None else frozenset(head["classifiers"])
+    return Batch(head["token"], utf8, byte_offsets, languages, signature, classifiers)
 
 
 def pack_languages(languages: Sequence[str]) -> Languages | None:
@@ -119,6 +133,7 @@ def encode_scores(scored: Scored, signals: Sequence[str]) -> bytes:
         "span": span is not None,
         "signed": signed is not None,
         "seconds": scored.seconds,
+        "models": "" if scored.models is None else scored.models.digest,
     }
     arrays: list[NDArray[Any]] = [columns.values[name] for name in signals]
     arrays += [columns.missing[name] for name in signals]
@@ -132,7 +147,11 @@ def encode_scores(scored: Scored, signals: Sequence[str]) -> bytes:
 
 
 def decode_scores(
-    message: bytes, signals: Sequence[str], parameters: SignatureParameters | None, replica: str
+    message: bytes,
+    signals: Sequence[str],
+    parameters: SignatureParameters | None,
+    replica: str,
+    models: Mapping[str, ModelSet],
 ) -> Scored:
     """The columns as the pipeline knows them.
 
@@ -141,6 +160,7 @@ def decode_scores(
         signals: as for `encode_scores`.
         parameters: of the signatures that were asked for; None where there were none.
         replica: who scored.
+        models: by digest, all that a scorer process may answer with.
     """
     reader = _Reader(bytearray(message))  # its arrays can be written to
     head = reader.head
@@ -161,7 +181,7 @@ def decode_scores(
         language=languages,
         toxicity_span=span,
     )
-    return Scored(columns, valid, signed, head["seconds"], replica=replica)
+    return Scored(columns, valid, signed, head["seconds"], replica=replica, models=models.get(head["models"]))
 
 
 def _joined(columns: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
@@ -221,10 +241,16 @@ def join(parts: Sequence[Scored]) -> Scored:
 
     Args:
         parts: at least one; all with the same signals.
+
+    Raises:
+        MixedModels: they were scored with different models.
     """
     first = parts[0]
     if len(parts) == 1:
         return first
+    models = {part.models for part in parts if part.models is not None}
+    if len(models) > 1:
+        raise MixedModels
     columns = ScoreColumns(
         size=sum(part.columns.size for part in parts),
         values={name: np.concatenate([part.columns.values[name] for part in parts]) for name in first.columns.values},
@@ -248,4 +274,4 @@ def join(parts: Sequence[Scored]) -> Scored:
             [np.zeros(part.columns.size, dtype=np.bool_) if part.failed is None else part.failed for part in parts]
         )
     valid = np.concatenate([part.valid for part in parts])
-    return Scored(columns, valid, signatures, seconds, failed, parts[-1].replica)
+    return Scored(columns, valid, signatures, seconds, failed, parts[-1].replica, next(iter(models), None))

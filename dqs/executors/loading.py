@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from dqs.data import Document
 from dqs.errors import ModelError
 from dqs.index.signature import SignatureParameters
 from dqs.inference.runtime import Runtime
-from dqs.models import ModelFolder, find_models, model_roots
+from dqs.models import ModelFolder, find_exactly, find_models, model_roots
 from dqs.pipeline import Executor, ModelInfo
-from dqs.scorer import Scorer
+from dqs.scorer import Scorer, Signal
 from dqs.scorers import build_scorers
 from dqs.settings import MIB
 
@@ -29,6 +30,14 @@ WARM_UP = (
 """A batch that reaches every kernel and every model."""
 
 
+class LoadScorers(Protocol):
+    """`load_scorers`, with all but the versions given."""
+
+    def __call__(self, *, versions: Mapping[str, str] | None = None) -> tuple[list[ModelFolder], list[Scorer]]:
+        """Loads these versions, or those that serve by themselves."""
+        ...
+
+
 def load_scorers(
     models: Path | None,
     data_dir: Path,
@@ -36,6 +45,7 @@ def load_scorers(
     *,
     runtime: Runtime | None = None,
     classifiers: Sequence[str] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> tuple[list[ModelFolder], list[Scorer]]:
     """Finds the models of this machine, checks their files and builds the scorers.
 
@@ -45,11 +55,15 @@ def load_scorers(
         build: makes the scorers from the models; None for those that ship.
         runtime: how networks run; on the processor if None. Not for scorers that `build` makes.
         classifiers: names of the models of kind `classifier` that serve; None for all.
+        versions: model name -> version, of exactly the models to load; None for those that serve, as
+            `find_models` says.
 
     Raises:
         ModelError: a model is missing, damaged or does not fit.
     """
-    found = choose_classifiers(find_models(model_roots(models, data_dir)), classifiers)
+    roots = model_roots(models, data_dir)
+    found = find_models(roots) if versions is None else find_exactly(roots, versions)
+    found = choose_classifiers(found, classifiers)
     for model in found:
         model.verify()
     return found, build(found) if build else build_scorers(found, runtime=runtime)
@@ -78,6 +92,39 @@ def choose_classifiers(models: Sequence[ModelFolder], names: Sequence[str] | Non
 def describe(models: Sequence[ModelFolder]) -> list[ModelInfo]:
     """What answers say of the models."""
     return [ModelInfo(model.name, model.version, model.kind, model.languages, model.digest) for model in models]
+
+
+def classifiers_of(scorers: Sequence[Scorer]) -> list[str]:
+    """Names of the classifiers that a caller may choose among: what scorers have as `classifiers`, where they do."""
+    return [name for scorer in scorers for name in getattr(scorer, "classifiers", ())]
+
+
+def check_signals(serving: Sequence[Signal], others: Sequence[Signal]) -> None:
+    """Refuses models that answer other signals than those that serve; policies and answers hold on to these.
+
+    Raises:
+        ModelError: a signal came, went or means something else.
+    """
+    meanings = [
+        {signal.name: (signal.unit, signal.low, signal.high, signal.direction, signal.version) for signal in signals}
+        for signals in (serving, others)
+    ]
+    before, after = meanings
+    differences = (
+        ("new", sorted(after.keys() - before.keys())),
+        ("gone", sorted(before.keys() - after.keys())),
+        ("changed", sorted(name for name in before.keys() & after.keys() if before[name] != after[name])),
+    )
+    if said := "; ".join(f"{what}: {', '.join(names)}" for what, names in differences if names):
+        raise ModelError(
+            f"The models answer other signals than those that serve ({said}), on which policies depend: promote them "
+            "with --new-signals and start the service again."
+        )
+
+
+def slow_models(timeout_s: float) -> ModelError:
+    """What is said of models that take too long."""
+    return ModelError(f"The models did not load within {timeout_s:g} s: raise worker_start_timeout_s, or mend them.")
 
 
 def warm_up(executor: Executor) -> None:

@@ -162,6 +162,11 @@ class Roster:
         member.state, member.token, member.node, member.since_s = State.READY, token, node, now_s
         member.idle_since_s = now_s
 
+    def start_again(self, member: Member, now_s: float) -> None:
+        """A scorer is to build its scorers once more, with other models; what it holds goes elsewhere."""
+        if member.state is State.READY:
+            member.state, member.token, member.since_s = State.STARTING, "", now_s
+
     def died(self, member: Member, token: str, now_s: float) -> bool:
         """Takes down a death; false where that life's end is known already.
 

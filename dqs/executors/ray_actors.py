@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dqs.errors import ConfigError, DqsError, Unavailable
-from dqs.executors.columns import Languages, blank, decode_scores, encode_batch, join, pack_languages
+from dqs.errors import ConfigError, DqsError, ModelError, Unavailable
+from dqs.executors.columns import Languages, MixedModels, blank, decode_scores, encode_batch, join, pack_languages
+from dqs.executors.loading import check_signals, slow_models
 from dqs.executors.pool import Limits, Member, Quarantine, Roster, Sizer, State, cut
 from dqs.executors.ray_start import RayFolder, join_cluster, start_here
-from dqs.executors.replica import Introduction, Recipe, ScorerReplica
+from dqs.executors.replica import Introduction, Loaded, Recipe, ScorerReplica
 from dqs.inference.runtime import Runtime
-from dqs.pipeline import ExecutorStatus, ModelInfo, Replica, Scored
+from dqs.pipeline import ExecutorStatus, ModelInfo, ModelSet, Replica, Scored
 from dqs.scorer import Signal
 from dqs.settings import MIB, Settings, prepare_ray
 
@@ -54,6 +55,8 @@ _HEAD_SILENT_S = 6.0
 """Longer without an answer of the head, and nothing new is taken on."""
 _ASK_AGAIN_S = 0.25
 _PING_S = 1.0
+_LOADED_S = 0.1
+"""How often a worker that loads other models is asked whether it has."""
 _PING_TIMEOUT_S = 10.0
 _RETRY_PATIENCE_S = 40.0
 """How long a batch whose scorer died waits for another."""
@@ -81,6 +84,7 @@ class _Work:
     byte_offsets: NDArray[np.int64]
     languages: Languages | None
     signature: SignatureParameters | None
+    classifiers: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return int(self.byte_offsets.size) - 1
@@ -92,13 +96,21 @@ class _Work:
 
     def message(self, token: str) -> bytes:
         """As it travels to the process that introduced itself with `token`."""
-        return encode_batch(token, self.utf8, self.byte_offsets, self.languages, signature=self.signature)
+        return encode_batch(
+            token,
+            self.utf8,
+            self.byte_offsets,
+            self.languages,
+            signature=self.signature,
+            classifiers=self.classifiers,
+        )
 
     def part(self, documents: slice) -> _Work:
         """Some of the documents."""
         offsets = self.byte_offsets[documents.start : documents.stop + 1]
         languages = self.languages and (self.languages[0], self.languages[1][documents])
-        return _Work(self.utf8[offsets[0] : offsets[-1]], offsets - offsets[0], languages, self.signature)
+        text = self.utf8[offsets[0] : offsets[-1]]
+        return replace(self, utf8=text, byte_offsets=offsets - offsets[0], languages=languages)
 
     def without(self, documents: NDArray[np.bool_]) -> _Work:
         """The same batch with some texts empty."""
@@ -106,7 +118,7 @@ class _Work:
         left = np.repeat(~documents, sizes)
         offsets = np.zeros_like(self.byte_offsets)
         np.cumsum(np.where(documents, 0, sizes), out=offsets[1:])
-        return _Work(self.utf8[left], offsets, self.languages, self.signature)
+        return replace(self, utf8=self.utf8[left], byte_offsets=offsets)
 
 
 @dataclass(eq=False, slots=True)
@@ -117,11 +129,13 @@ class _Actor:
         handle: of the Ray actor.
         asked: what was asked of it outside of scoring, until it is answered.
         asked_s: when.
+        models: digest of the models that it answers with; "" before it has said so.
     """
 
     handle: Any
     asked: Future[Any] | None = None
     asked_s: float = -math.inf
+    models: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -166,6 +180,10 @@ class RayExecutor:
         self._quarantine = Quarantine(_QUARANTINE_S)
         self._waiting_bytes = 0
         self._reference: Introduction | None = None
+        """What every worker must be like; of the first one, and after a swap with other models."""
+        self._models: dict[str, ModelSet] = {}
+        """By digest, all that workers may answer with."""
+        self._swapping = threading.Lock()
         self._refusal: DqsError | None = None
         self._head_answered_s = time.monotonic()
         self._lost: str | None = None
@@ -196,10 +214,19 @@ class RayExecutor:
             self.close()
             raise
         self.signals: list[Signal] = list(first.signals)
-        self.models: list[ModelInfo] = list(first.models)
         self._signal_names = [signal.name for signal in first.signals]
 
     # What the pipeline and the batcher call.
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What the workers answer with now."""
+        return [] if self._reference is None else list(self._reference.models)
+
+    @property
+    def classifiers(self) -> list[str]:
+        """Names of the classifiers that a caller may choose among."""
+        return [] if self._reference is None else list(self._reference.classifiers)
 
     def score(
         self,
@@ -208,10 +235,17 @@ class RayExecutor:
         languages: Sequence[str],
         *,
         signature: SignatureParameters | None = None,
+        classifiers: frozenset[str] | None = None,
     ) -> Scored:
         """Scores documents that lie end to end in one buffer; see `dqs.pipeline.Executor`."""
-        work = _Work(utf8, byte_offsets, pack_languages(languages), signature)
-        known = self._quarantine.find(utf8, byte_offsets, time.monotonic())
+        work = _Work(utf8, byte_offsets, pack_languages(languages), signature, classifiers)
+        while True:
+            # A batch in pieces may meet a swap. What killed is known by then, so the next time is quick.
+            with contextlib.suppress(MixedModels):
+                return self._score(work)
+
+    def _score(self, work: _Work) -> Scored:
+        known = self._quarantine.find(work.utf8, work.byte_offsets, time.monotonic())
         if known is not None:
             work = work.without(known)
         try:
@@ -404,13 +438,123 @@ class RayExecutor:
         if not scores:
             self._note_death(member, token)
             raise _Moved
-        return decode_scores(scores, self._signal_names, work.signature, member.name)
+        return decode_scores(scores, self._signal_names, work.signature, member.name, self._models)
 
     def _note_death(self, member: Member, token: str) -> None:
         with self._changed:
             if self._roster.died(member, token, time.monotonic()):
                 _LOG.warning("The worker %s on %s died; it is started again.", member.name, member.node)
             self._changed.notify_all()
+        self._announce()
+
+    # Other models, in the thread that asks for them.
+
+    def swap(self, versions: Mapping[str, str], timeout_s: float) -> None:
+        """Serves with other models; see `dqs.pipeline.Executor`.
+
+        Every ready worker loads them beside the old ones, one worker after the other, and scores on
+        meanwhile. Only when all have, they change over, each between two of its batches; where one
+        refuses, all stay as they were. Workers that start meanwhile start with the new models.
+        """
+        with self._swapping:
+            asked: list[str] = []
+            tokens: dict[str, str] = {}
+            first: Loaded | None = None
+            try:
+                with self._changed:
+                    ready = [(member, member.token) for member in self._roster.ready]
+                for member, token in ready:
+                    asked.append(member.name)
+                    found = self._load(member, token, versions, timeout_s)
+                    if found is None:
+                        continue
+                    tokens[member.name] = token
+                    if first is None:
+                        first = found
+                    elif first.models != found.models:
+                        raise ModelError(
+                            f"The worker {member.name} on {member.node} has other files of the models than the "
+                            "first one: install the same on every node."
+                        )
+                if first is None:
+                    raise Unavailable("No worker is there to load the models: promote them again later.")
+            except DqsError:
+                for name in asked:
+                    self._tell(name, "forget")
+                raise
+            self._change_over(first, tokens)
+
+    def _load(self, member: Member, token: str, versions: Mapping[str, str], timeout_s: float) -> Loaded | None:
+        """Has a worker load models; None where it dies or stops meanwhile.
+
+        Raises:
+            DqsError: they cannot serve there.
+        """
+        exceptions = self._ray.exceptions
+        deadline_s = time.monotonic() + timeout_s
+        if not self._tell(member.name, "load", dict(versions)):
+            return None
+        while member.state is State.READY and member.token == token and not self._closing.wait(_LOADED_S):
+            actor = self._actors.get(member.name)
+            if actor is None:
+                return None
+            try:
+                found: Loaded | None = self._ray.get(actor.handle.loaded.remote(), timeout=timeout_s)
+            except exceptions.PendingCallsLimitExceeded:
+                found = None
+            except exceptions.RayTaskError as error:
+                cause = _cause(error)
+                raise cause if isinstance(cause, DqsError) else ModelError(f"A worker fails: {cause!r}.") from None
+            except exceptions.GetTimeoutError:
+                raise slow_models(timeout_s) from None
+            except exceptions.RayError:
+                self._note_death(member, token)
+                return None
+            if found is not None:
+                return found
+            if time.monotonic() > deadline_s:
+                raise slow_models(timeout_s)
+        return None
+
+    def _tell(self, name: str, method: str, *arguments: object) -> bool:
+        """Calls a method of a worker; false where it is gone or has too much to do."""
+        actor = self._actors.get(name)
+        if actor is None:
+            return False
+        try:
+            getattr(actor.handle, method).remote(*arguments)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
+
+    def _change_over(self, new: Loaded, tokens: Mapping[str, str]) -> None:
+        """Makes models those that serve: in the workers that have loaded them at once, in all others by a new start.
+
+        Args:
+            new: the models.
+            tokens: worker -> token of the life that has loaded them.
+        """
+        models = ModelSet.of(new.models)
+        with self._changed:
+            assert self._reference is not None
+            self._models[models.digest] = models
+            self._reference = replace(self._reference, models=new.models, classifiers=new.classifiers)
+            old = [member for member in self._roster.ready if self._actors[member.name].models != models.digest]
+        for member in old:
+            token = tokens.get(member.name, "")
+            actor = self._actors.get(member.name)
+            changed = False
+            if actor is not None and token and token == member.token:
+                with contextlib.suppress(self._ray.exceptions.RayError):
+                    changed = self._ray.get(
+                        actor.handle.swap.remote(token), timeout=self._settings.worker_batch_timeout_s
+                    )
+            with self._changed:
+                if changed and actor is not None:
+                    actor.models = models.digest
+                elif actor is not None and actor.models != models.digest:  # else it has started with them meanwhile
+                    self._roster.start_again(member, time.monotonic())
+                self._changed.notify_all()
         self._announce()
 
     # Status.
@@ -499,7 +643,8 @@ class RayExecutor:
                 self._pinged(member, asked)
         if member.state is State.STARTING:
             if actor.asked is None and now_s - actor.asked_s >= _ASK_AGAIN_S and member.name in self._actors:
-                self._ask(actor, actor.handle.introduce.remote, now_s)
+                versions, signals = self._expected()
+                self._ask(actor, functools.partial(actor.handle.introduce.remote, versions, signals), now_s)
             if now_s - member.since_s > self._settings.worker_start_timeout_s:
                 self._gave_no_sign(member, now_s)
         elif (
@@ -522,10 +667,23 @@ class RayExecutor:
         if error is not None:
             # Not there yet, or died on the way; Ray starts it again.
             return
-        introduction: Introduction = asked.result()
-        if self._reference is None:
-            self._reference = introduction
-        if (difference := _difference(self._reference, introduction)) is not None:
+        introduction = asked.result()
+        if not isinstance(introduction, Introduction):
+            return  # a late answer to a ping; it builds its scorers once more now
+        with self._changed:
+            if self._reference is None:
+                self._reference = introduction
+            if _versions(introduction) != _versions(self._reference):
+                return  # they have changed since it was asked; it is asked again
+            difference = _difference(self._reference, introduction)
+            if difference is None:
+                models = ModelSet.of(introduction.models)
+                self._models[models.digest] = models
+                if (actor := self._actors.get(member.name)) is not None:
+                    actor.models = models.digest
+                self._roster.became_ready(member, introduction.token, introduction.node, now_s)
+                self._changed.notify_all()
+        if difference is not None:
             self._refuse(
                 member,
                 ConfigError(
@@ -534,10 +692,13 @@ class RayExecutor:
                 ),
                 now_s,
             )
-            return
-        with self._changed:
-            self._roster.became_ready(member, introduction.token, introduction.node, now_s)
-            self._changed.notify_all()
+
+    def _expected(self) -> tuple[dict[str, str] | None, list[str] | None]:
+        """Versions of the models and names of the signals that a worker must come with; None before the first one."""
+        reference = self._reference
+        if reference is None:
+            return None, None
+        return _versions(reference), [signal.name for signal in reference.signals]
 
     def _pinged(self, member: Member, asked: Future[Any]) -> None:
         if asked.exception() is not None or asked.result() is not True:
@@ -655,18 +816,27 @@ def _pools(settings: Settings) -> list[_Pool]:
             "max_restarts": -1,
             "max_task_retries": 0,
             # One more than the batches: whether it is alive is asked in the same way.
-            "max_pending_calls": settings.worker_batches + 1,
+            # And another one, about other models.
+            "max_pending_calls": settings.worker_batches + 2,
             "scheduling_strategy": "SPREAD",
         }
         pools.append(_Pool(name, limits, sizer, options))
     return pools
 
 
+def _versions(introduction: Introduction) -> dict[str, str]:
+    return {model.name: model.version for model in introduction.models}
+
+
 def _difference(first: Introduction, other: Introduction) -> str | None:
     """In what two workers differ, or None."""
-    for name in ("version", "models", "signals"):
+    for name in ("version", "models"):
         if getattr(first, name) != getattr(other, name):
             return name
+    try:
+        check_signals(first.signals, other.signals)
+    except ModelError:
+        return "signals"
     return None
 
 

@@ -30,7 +30,7 @@ from prometheus_client.utils import floatToGoString
 import dqs
 from dqs.data import Label, Missing
 from dqs.errors import ConfigError, DocumentError
-from dqs.pipeline import Replica, Results
+from dqs.pipeline import ModelInfo, Replica, Results, Swaps
 
 DECISIONS: Mapping[Label, str] = MappingProxyType(
     {Label.UNSPECIFIED: "error", Label.KEEP: "keep", Label.DROP: "drop", Label.REVIEW: "review"}
@@ -221,6 +221,15 @@ class Metrics:
         """
         self._watched.replicas = read
 
+    def watch_models(self, models: Callable[[], Sequence[ModelInfo]], swaps: Callable[[], Swaps]) -> None:
+        """Shows the models, and what became of those that were promoted.
+
+        Args:
+            models: gives those that serve now; called from the HTTP server's threads.
+            swaps: gives the counts; called likewise.
+        """
+        self._watched.models = lambda: (models(), swaps())
+
     def _histogram(self, name: str, documentation: str, bounds: Sequence[float], label: str = "") -> _Histogram:
         histogram = _Histogram(name, documentation, bounds, label)
         self.registry.register(histogram)
@@ -283,6 +292,7 @@ class _Watched(Collector):
     def __init__(self) -> None:
         self.gauges: dict[tuple[str, str], Callable[[], float]] = {}
         self.replicas: Callable[[], Sequence[Replica]] | None = None
+        self.models: Callable[[], tuple[Sequence[ModelInfo], Swaps]] | None = None
         self.degraded = False
 
     def collect(self) -> Iterable[Metric]:
@@ -301,6 +311,9 @@ class _Watched(Collector):
         replicas = _read(self.replicas) if self.replicas is not None else None
         if replicas is not None:
             yield from _replica_metrics(replicas)
+        models = _read(self.models) if self.models is not None else None
+        if models is not None:
+            yield from _model_metrics(*models)
 
 
 def _read(read: Callable[[], Value]) -> Value | None:
@@ -329,6 +342,19 @@ def _replica_metrics(replicas: Sequence[Replica]) -> Iterable[Metric]:
     for labels, count in states.items():
         counts.add_metric(labels, count)
     return counts, ready, pending, restarts
+
+
+def _model_metrics(models: Sequence[ModelInfo], swaps: Swaps) -> Iterable[Metric]:
+    serving = GaugeMetricFamily("dqs_model_info", "A model that serves; always 1.", labels=("model", "version"))
+    for model in models:
+        serving.add_metric((model.name, model.version), 1)
+    outcomes = CounterMetricFamily("dqs_model_swaps", "Models that were promoted while serving.", labels=("outcome",))
+    outcomes.add_metric(("done",), swaps.done)
+    outcomes.add_metric(("refused",), swaps.refused)
+    refused = GaugeMetricFamily(
+        "dqs_models_refused", "1 if the models that were promoted last do not serve, else 0.", value=bool(swaps.refusal)
+    )
+    return serving, outcomes, refused
 
 
 class MetricsServer:

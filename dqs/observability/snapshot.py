@@ -119,6 +119,7 @@ class Snapshot:
         calls_per_s: calls that ended, by status code.
         slots: batches that the workers take at once; 0 while nobody can score.
         degraded: whether the duplicate index could not be reached last time.
+        models_refused: whether the models that were promoted last do not serve.
         redis_errors_per_s: batches for which it could not be reached.
         failures_per_s: documents given back unscored, by reason.
         latencies: requests by method, the queue, stages.
@@ -142,6 +143,7 @@ class Snapshot:
     calls_per_s: Mapping[str, float]
     slots: float | None
     degraded: bool
+    models_refused: bool
     redis_errors_per_s: float
     failures_per_s: Mapping[str, float]
     latencies: Sequence[Latency] = field(default_factory=tuple)
@@ -190,6 +192,7 @@ def compare(before: Page, after: Page, now_s: float) -> Snapshot:
         calls_per_s=rate("dqs_requests_total", "code"),
         slots=after.value("dqs_executor_slots"),
         degraded=bool(after.value("dqs_degraded")),
+        models_refused=bool(after.value("dqs_models_refused")),
         redis_errors_per_s=rate("dqs_redis_errors_total").get("", 0.0),
         failures_per_s=rate("dqs_failures_total", "reason"),
         latencies=[

@@ -33,6 +33,9 @@ class ClassifierScorer:
     model does not serve (NO_MODEL); a model that names no language serves all. Where a
     network's answer is no number, as half precision may give, it is UNAVAILABLE.
 
+    Attributes:
+        classifiers: names of the models, by which callers choose.
+
     Args:
         models: the folders of kind `classifier`.
         runtime: how their graphs run.
@@ -47,6 +50,7 @@ class ClassifierScorer:
     def __init__(self, models: Sequence[ModelFolder], runtime: Runtime = _CPU) -> None:
         self._families = [(Transformer(folder, runtime), model_signals(folder)) for folder in models]
         self.signals: tuple[Signal, ...] = tuple(signal for _, signals in self._families for signal in signals)
+        self.classifiers = tuple(folder.name for folder in models)
         owners: dict[str, str] = {}
         for folder, (_, signals) in zip(models, self._families, strict=True):
             for signal in signals:
@@ -61,7 +65,10 @@ class ClassifierScorer:
         """Fills the signals of every model."""
         n = len(batch)
         wordless = np.diff(batch.word_offsets) == 0
-        for model, signals in self._families:
+        for name, (model, signals) in zip(self.classifiers, self._families, strict=True):
+            if not columns.asks_for(name):
+                columns.put_unasked([signal.name for signal in signals])
+                continue
             served = np.ones(n, dtype=np.bool_)
             if model.languages:
                 served = np.fromiter((code in model.languages for code in columns.language), dtype=np.bool_, count=n)

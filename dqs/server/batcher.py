@@ -535,6 +535,7 @@ class Batcher:
                 degrade=options.degrade,
                 replace=options.replace,
                 tenant=options.tenant,
+                classifiers=options.classifiers,
             )
         except DqsError:
             raise

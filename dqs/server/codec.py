@@ -27,7 +27,7 @@ from dqs.server import wire
 from dqs.v1 import corpus_pb2, decision_pb2, scoring_pb2, server_info_pb2
 
 if TYPE_CHECKING:
-    from dqs.pipeline import Pipeline, Results
+    from dqs.pipeline import ModelSet, Pipeline, Results
     from dqs.policy import Policy
     from dqs.settings import Settings
 
@@ -100,6 +100,7 @@ class Options:
         timings: say where the time went, and who scored.
         replace: documents take the place of others with their id.
         tenant: whose call it is.
+        classifiers: names of the classifiers that run; None for all.
     """
 
     policy: str = "default"
@@ -108,6 +109,7 @@ class Options:
     timings: bool = False
     replace: bool = False
     tenant: str = DEFAULT_TENANT
+    classifiers: frozenset[str] | None = None
 
 
 DEFAULT_OPTIONS = Options()
@@ -267,6 +269,7 @@ def _options(message: scoring_pb2.ScoreOptions, tenant: str) -> Options:
         timings=message.timings,
         replace=message.replace,
         tenant=tenant,
+        classifiers=frozenset(message.classifiers.names) if message.HasField("classifiers") else None,
     )
 
 
@@ -294,6 +297,8 @@ class Encoder:
             signals=self._names, signal_versions=[signal.version for signal in signals]
         ).SerializeToString()
         self._writer = wire.ResultWriter()
+        self._named: tuple[ModelSet, bytes] | None = None
+        """The models named last, and how they are written."""
 
     def batch_response(self, request: Request, pieces: Sequence[Piece]) -> bytes:
         """Encodes a ScoreBatchResponse.
@@ -363,7 +368,34 @@ class Encoder:
             fields.append(wire.delimited(scoring_pb2.ScoredDocuments.MISSING_FIELD_NUMBER, *missing))
         if timings:
             fields += map(_timing, pieces)
+        fields += self._model_runs(pieces)
         return fields
+
+    def _model_runs(self, pieces: Sequence[Piece]) -> list[bytes]:
+        """Fields `model_runs`: pieces that the same models answered are one run."""
+        runs: list[tuple[ModelSet | None, int]] = []
+        for piece in pieces:
+            models = None if isinstance(piece.outcome, DocumentError) else piece.outcome.models
+            count = piece.stop - piece.start
+            if runs and runs[-1][0] == models:
+                count += runs.pop()[1]
+            runs.append((models, count))
+        encoded: list[bytes] = []
+        for models, count in runs:
+            head = scoring_pb2.ModelRun(documents=count).SerializeToString()
+            encoded.append(
+                wire.delimited(scoring_pb2.ScoredDocuments.MODEL_RUNS_FIELD_NUMBER, head, self._models_of(models))
+            )
+        return encoded
+
+    def _models_of(self, models: ModelSet | None) -> bytes:
+        """Fields `models` and `digest` of a ModelRun."""
+        if models is None:
+            return b""
+        if self._named is None or self._named[0] != models:
+            names = [model.label for model in models.models]
+            self._named = (models, scoring_pb2.ModelRun(models=names, digest=models.digest).SerializeToString())
+        return self._named[1]
 
 
 def _timing(piece: Piece) -> bytes:
@@ -406,6 +438,8 @@ def encode_server_info(pipeline: Pipeline, limits: Limits, version: str) -> byte
             batch_wait_milliseconds=limits.batch_wait_ms,
         ),
     )
+    response.classifiers.extend(pipeline.executor.classifiers)
+    response.model_refusal = pipeline.swaps.refusal
     for signal in pipeline.signals:
         response.signals.add(
             name=signal.name,

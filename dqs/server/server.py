@@ -164,7 +164,7 @@ class ScoringServer:
             admission,
             self._batcher,
             Encoder(pipeline.signals),
-            encode_server_info(pipeline, limits, dqs.__version__),
+            lambda: encode_server_info(pipeline, limits, dqs.__version__),
             self._gate,
         )
         self._corpora = CorpusServicer(pipeline, self._batcher, admission, self._gate, limits, self._tenants)
@@ -173,6 +173,7 @@ class ScoringServer:
         executor = pipeline.executor
         self.metrics.watch("slots", lambda: executor.status().slots)
         self.metrics.watch_replicas(lambda: executor.status().replicas)
+        self.metrics.watch_models(lambda: pipeline.models, lambda: pipeline.swaps)
         # What is loaded now stays; looking through it again and again for garbage would be in vain.
         gc.collect()
         gc.freeze()

@@ -10,6 +10,7 @@ import asyncio
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,7 +39,7 @@ class ScoringServicer:
         admission: says how much may come in.
         batcher: scores what calls bring.
         encoder: writes answers.
-        server_info: the encoded answer to GetServerInfo.
+        server_info: encodes the answer to GetServerInfo.
         gate: lets calls in.
     """
 
@@ -48,7 +49,7 @@ class ScoringServicer:
         admission: Admission,
         batcher: Batcher,
         encoder: Encoder,
-        server_info: bytes,
+        server_info: Callable[[], bytes],
         gate: Gate,
     ) -> None:
         self._gate = gate
@@ -128,7 +129,7 @@ class ScoringServicer:
 
     async def _get_server_info(self, raw: bytes, call: Call) -> bytes:
         codec.parse_server_info_request(raw)
-        return self._server_info
+        return self._server_info()
 
 
 def _deadline_s(context: Context) -> float:

@@ -26,39 +26,43 @@ from dqs.v1 import decision_pb2 as dqs_dot_v1_dot_decision__pb2
 from dqs.v1 import server_info_pb2 as dqs_dot_v1_dot_server__info__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64qs/v1/scoring.proto\x12\x06\x64qs.v1\x1a\x15\x64qs/v1/decision.proto\x1a\x18\x64qs/v1/server_info.proto\"F\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\"\xab\x01\n\x0cScoreOptions\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12,\n\rdeduplication\x18\x03 \x01(\x0e\x32\x15.dqs.v1.Deduplication\x12+\n\rindex_failure\x18\x04 \x01(\x0e\x32\x14.dqs.v1.IndexFailure\x12\x0f\n\x07timings\x18\x05 \x01(\x08\x12\x0f\n\x07replace\x18\x06 \x01(\x08\"I\n\rDocumentError\x12\'\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x19.dqs.v1.DocumentErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xef\x01\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x05label\x18\x02 \x01(\x0e\x32\r.dqs.v1.Label\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x1f\n\x07reasons\x18\x04 \x03(\x0b\x32\x0e.dqs.v1.Reason\x12\x19\n\x0c\x64uplicate_of\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13toxicity_span_start\x18\x06 \x01(\r\x12\x19\n\x11toxicity_span_end\x18\x07 \x01(\r\x12$\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x15.dqs.v1.DocumentErrorB\x0f\n\r_duplicate_of\"\xc5\x01\n\x0fScoredDocuments\x12\x1f\n\x07results\x18\x01 \x03(\x0b\x32\x0e.dqs.v1.Result\x12\x0f\n\x07signals\x18\x02 \x03(\t\x12\x17\n\x0fsignal_versions\x18\x03 \x03(\r\x12\x0e\n\x06values\x18\x04 \x03(\x02\x12&\n\x07missing\x18\x05 \x03(\x0e\x32\x15.dqs.v1.MissingReason\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x1f\n\x07timings\x18\x07 \x03(\x0b\x32\x0e.dqs.v1.Timing\"\x89\x01\n\x06Timing\x12\x11\n\tdocuments\x18\x01 \x01(\r\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x02\x12\x15\n\rscore_seconds\x18\x03 \x01(\x02\x12\x15\n\rindex_seconds\x18\x04 \x01(\x02\x12\x16\n\x0epolicy_seconds\x18\x05 \x01(\x02\x12\x0f\n\x07replica\x18\x06 \x01(\t\"_\n\x11ScoreBatchRequest\x12%\n\x07options\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ScoreOptions\x12#\n\tdocuments\x18\x02 \x03(\x0b\x32\x10.dqs.v1.Document\"=\n\x12ScoreBatchResponse\x12\'\n\x06scored\x18\x01 \x01(\x0b\x32\x17.dqs.v1.ScoredDocuments\"\x9b\x01\n\x12ScoreStreamRequest\x12%\n\x07options\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ScoreOptions\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12#\n\tdocuments\x18\x03 \x03(\x0b\x32\x10.dqs.v1.Document\x12\x11\n\tstream_id\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x05 \x01(\x04\"f\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12\'\n\x06scored\x18\x03 \x01(\x0b\x32\x17.dqs.v1.ScoredDocuments*e\n\rDeduplication\x12\x1d\n\x19\x44\x45\x44UPLICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x44UPLICATION_ENABLED\x10\x01\x12\x1a\n\x16\x44\x45\x44UPLICATION_DISABLED\x10\x02*`\n\x0cIndexFailure\x12\x1d\n\x19INDEX_FAILURE_UNSPECIFIED\x10\x00\x12\x16\n\x12INDEX_FAILURE_FAIL\x10\x01\x12\x19\n\x15INDEX_FAILURE_DEGRADE\x10\x02*\xe6\x02\n\x11\x44ocumentErrorCode\x12#\n\x1f\x44OCUMENT_ERROR_CODE_UNSPECIFIED\x10\x00\x12$\n DOCUMENT_ERROR_CODE_INVALID_UTF8\x10\x01\x12!\n\x1d\x44OCUMENT_ERROR_CODE_TOO_LARGE\x10\x02\x12!\n\x1d\x44OCUMENT_ERROR_CODE_ID_REUSED\x10\x03\x12\"\n\x1e\x44OCUMENT_ERROR_CODE_INVALID_ID\x10\x04\x12%\n!DOCUMENT_ERROR_CODE_MALFORMED_ROW\x10\x05\x12)\n%DOCUMENT_ERROR_CODE_INDEX_UNAVAILABLE\x10\x06\x12 \n\x1c\x44OCUMENT_ERROR_CODE_INTERNAL\x10\x07\x12(\n$DOCUMENT_ERROR_CODE_INVALID_LANGUAGE\x10\x08\x32\xef\x01\n\x0eScoringService\x12\x43\n\nScoreBatch\x12\x19.dqs.v1.ScoreBatchRequest\x1a\x1a.dqs.v1.ScoreBatchResponse\x12J\n\x0bScoreStream\x12\x1a.dqs.v1.ScoreStreamRequest\x1a\x1b.dqs.v1.ScoreStreamResponse(\x01\x30\x01\x12L\n\rGetServerInfo\x12\x1c.dqs.v1.GetServerInfoRequest\x1a\x1d.dqs.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64qs/v1/scoring.proto\x12\x06\x64qs.v1\x1a\x15\x64qs/v1/decision.proto\x1a\x18\x64qs/v1/server_info.proto\"F\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\x0c\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\"\xda\x01\n\x0cScoreOptions\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06\x63orpus\x18\x02 \x01(\t\x12,\n\rdeduplication\x18\x03 \x01(\x0e\x32\x15.dqs.v1.Deduplication\x12+\n\rindex_failure\x18\x04 \x01(\x0e\x32\x14.dqs.v1.IndexFailure\x12\x0f\n\x07timings\x18\x05 \x01(\x08\x12\x0f\n\x07replace\x18\x06 \x01(\x08\x12-\n\x0b\x63lassifiers\x18\x07 \x01(\x0b\x32\x18.dqs.v1.ClassifierChoice\"!\n\x10\x43lassifierChoice\x12\r\n\x05names\x18\x01 \x03(\t\"I\n\rDocumentError\x12\'\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x19.dqs.v1.DocumentErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xef\x01\n\x06Result\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1c\n\x05label\x18\x02 \x01(\x0e\x32\r.dqs.v1.Label\x12\x10\n\x08language\x18\x03 \x01(\t\x12\x1f\n\x07reasons\x18\x04 \x03(\x0b\x32\x0e.dqs.v1.Reason\x12\x19\n\x0c\x64uplicate_of\x18\x05 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x13toxicity_span_start\x18\x06 \x01(\r\x12\x19\n\x11toxicity_span_end\x18\x07 \x01(\r\x12$\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x15.dqs.v1.DocumentErrorB\x0f\n\r_duplicate_of\"\xeb\x01\n\x0fScoredDocuments\x12\x1f\n\x07results\x18\x01 \x03(\x0b\x32\x0e.dqs.v1.Result\x12\x0f\n\x07signals\x18\x02 \x03(\t\x12\x17\n\x0fsignal_versions\x18\x03 \x03(\r\x12\x0e\n\x06values\x18\x04 \x03(\x02\x12&\n\x07missing\x18\x05 \x03(\x0e\x32\x15.dqs.v1.MissingReason\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x1f\n\x07timings\x18\x07 \x03(\x0b\x32\x0e.dqs.v1.Timing\x12$\n\nmodel_runs\x18\x08 \x03(\x0b\x32\x10.dqs.v1.ModelRun\"=\n\x08ModelRun\x12\x11\n\tdocuments\x18\x01 \x01(\r\x12\x0e\n\x06models\x18\x02 \x03(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x89\x01\n\x06Timing\x12\x11\n\tdocuments\x18\x01 \x01(\r\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x02\x12\x15\n\rscore_seconds\x18\x03 \x01(\x02\x12\x15\n\rindex_seconds\x18\x04 \x01(\x02\x12\x16\n\x0epolicy_seconds\x18\x05 \x01(\x02\x12\x0f\n\x07replica\x18\x06 \x01(\t\"_\n\x11ScoreBatchRequest\x12%\n\x07options\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ScoreOptions\x12#\n\tdocuments\x18\x02 \x03(\x0b\x32\x10.dqs.v1.Document\"=\n\x12ScoreBatchResponse\x12\'\n\x06scored\x18\x01 \x01(\x0b\x32\x17.dqs.v1.ScoredDocuments\"\x9b\x01\n\x12ScoreStreamRequest\x12%\n\x07options\x18\x01 \x01(\x0b\x32\x14.dqs.v1.ScoreOptions\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12#\n\tdocuments\x18\x03 \x03(\x0b\x32\x10.dqs.v1.Document\x12\x11\n\tstream_id\x18\x04 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x05 \x01(\x04\"f\n\x13ScoreStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x02 \x01(\x04\x12\'\n\x06scored\x18\x03 \x01(\x0b\x32\x17.dqs.v1.ScoredDocuments*e\n\rDeduplication\x12\x1d\n\x19\x44\x45\x44UPLICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x44UPLICATION_ENABLED\x10\x01\x12\x1a\n\x16\x44\x45\x44UPLICATION_DISABLED\x10\x02*`\n\x0cIndexFailure\x12\x1d\n\x19INDEX_FAILURE_UNSPECIFIED\x10\x00\x12\x16\n\x12INDEX_FAILURE_FAIL\x10\x01\x12\x19\n\x15INDEX_FAILURE_DEGRADE\x10\x02*\xe6\x02\n\x11\x44ocumentErrorCode\x12#\n\x1f\x44OCUMENT_ERROR_CODE_UNSPECIFIED\x10\x00\x12$\n DOCUMENT_ERROR_CODE_INVALID_UTF8\x10\x01\x12!\n\x1d\x44OCUMENT_ERROR_CODE_TOO_LARGE\x10\x02\x12!\n\x1d\x44OCUMENT_ERROR_CODE_ID_REUSED\x10\x03\x12\"\n\x1e\x44OCUMENT_ERROR_CODE_INVALID_ID\x10\x04\x12%\n!DOCUMENT_ERROR_CODE_MALFORMED_ROW\x10\x05\x12)\n%DOCUMENT_ERROR_CODE_INDEX_UNAVAILABLE\x10\x06\x12 \n\x1c\x44OCUMENT_ERROR_CODE_INTERNAL\x10\x07\x12(\n$DOCUMENT_ERROR_CODE_INVALID_LANGUAGE\x10\x08\x32\xef\x01\n\x0eScoringService\x12\x43\n\nScoreBatch\x12\x19.dqs.v1.ScoreBatchRequest\x1a\x1a.dqs.v1.ScoreBatchResponse\x12J\n\x0bScoreStream\x12\x1a.dqs.v1.ScoreStreamRequest\x1a\x1b.dqs.v1.ScoreStreamResponse(\x01\x30\x01\x12L\n\rGetServerInfo\x12\x1c.dqs.v1.GetServerInfoRequest\x1a\x1d.dqs.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dqs.v1.scoring_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEDUPLICATION']._serialized_start=1406
-  _globals['_DEDUPLICATION']._serialized_end=1507
-  _globals['_INDEXFAILURE']._serialized_start=1509
-  _globals['_INDEXFAILURE']._serialized_end=1605
-  _globals['_DOCUMENTERRORCODE']._serialized_start=1608
-  _globals['_DOCUMENTERRORCODE']._serialized_end=1966
+  _globals['_DEDUPLICATION']._serialized_start=1589
+  _globals['_DEDUPLICATION']._serialized_end=1690
+  _globals['_INDEXFAILURE']._serialized_start=1692
+  _globals['_INDEXFAILURE']._serialized_end=1788
+  _globals['_DOCUMENTERRORCODE']._serialized_start=1791
+  _globals['_DOCUMENTERRORCODE']._serialized_end=2149
   _globals['_DOCUMENT']._serialized_start=81
   _globals['_DOCUMENT']._serialized_end=151
   _globals['_SCOREOPTIONS']._serialized_start=154
-  _globals['_SCOREOPTIONS']._serialized_end=325
-  _globals['_DOCUMENTERROR']._serialized_start=327
-  _globals['_DOCUMENTERROR']._serialized_end=400
-  _globals['_RESULT']._serialized_start=403
-  _globals['_RESULT']._serialized_end=642
-  _globals['_SCOREDDOCUMENTS']._serialized_start=645
-  _globals['_SCOREDDOCUMENTS']._serialized_end=842
-  _globals['_TIMING']._serialized_start=845
-  _globals['_TIMING']._serialized_end=982
-  _globals['_SCOREBATCHREQUEST']._serialized_start=984
-  _globals['_SCOREBATCHREQUEST']._serialized_end=1079
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=1081
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=1142
-  _globals['_SCORESTREAMREQUEST']._serialized_start=1145
-  _globals['_SCORESTREAMREQUEST']._serialized_end=1300
-  _globals['_SCORESTREAMRESPONSE']._serialized_start=1302
-  _globals['_SCORESTREAMRESPONSE']._serialized_end=1404
-  _globals['_SCORINGSERVICE']._serialized_start=1969
-  _globals['_SCORINGSERVICE']._serialized_end=2208
+  _globals['_SCOREOPTIONS']._serialized_end=372
+  _globals['_CLASSIFIERCHOICE']._serialized_start=374
+  _globals['_CLASSIFIERCHOICE']._serialized_end=407
+  _globals['_DOCUMENTERROR']._serialized_start=409
+  _globals['_DOCUMENTERROR']._serialized_end=482
+  _globals['_RESULT']._serialized_start=485
+  _globals['_RESULT']._serialized_end=724
+  _globals['_SCOREDDOCUMENTS']._serialized_start=727
+  _globals['_SCOREDDOCUMENTS']._serialized_end=962
+  _globals['_MODELRUN']._serialized_start=964
+  _globals['_MODELRUN']._serialized_end=1025
+  _globals['_TIMING']._serialized_start=1028
+  _globals['_TIMING']._serialized_end=1165
+  _globals['_SCOREBATCHREQUEST']._serialized_start=1167
+  _globals['_SCOREBATCHREQUEST']._serialized_end=1262
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=1264
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=1325
+  _globals['_SCORESTREAMREQUEST']._serialized_start=1328
+  _globals['_SCORESTREAMREQUEST']._serialized_end=1483
+  _globals['_SCORESTREAMRESPONSE']._serialized_start=1485
+  _globals['_SCORESTREAMRESPONSE']._serialized_end=1587
+  _globals['_SCORINGSERVICE']._serialized_start=2152
+  _globals['_SCORINGSERVICE']._serialized_end=2391
 # @@protoc_insertion_point(module_scope)

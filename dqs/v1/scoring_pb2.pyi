@@ -60,20 +60,28 @@ class Document(_message.Message):
     def __init__(self, id: _Optional[str] = ..., text: _Optional[bytes] = ..., language: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ScoreOptions(_message.Message):
-    __slots__ = ("policy", "corpus", "deduplication", "index_failure", "timings", "replace")
+    __slots__ = ("policy", "corpus", "deduplication", "index_failure", "timings", "replace", "classifiers")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     DEDUPLICATION_FIELD_NUMBER: _ClassVar[int]
     INDEX_FAILURE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     REPLACE_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIERS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     corpus: str
     deduplication: Deduplication
     index_failure: IndexFailure
     timings: bool
     replace: bool
-    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ..., timings: bool = ..., replace: bool = ...) -> None: ...
+    classifiers: ClassifierChoice
+    def __init__(self, policy: _Optional[str] = ..., corpus: _Optional[str] = ..., deduplication: _Optional[_Union[Deduplication, str]] = ..., index_failure: _Optional[_Union[IndexFailure, str]] = ..., timings: bool = ..., replace: bool = ..., classifiers: _Optional[_Union[ClassifierChoice, _Mapping]] = ...) -> None: ...
+
+class ClassifierChoice(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DocumentError(_message.Message):
     __slots__ = ("code", "message")
@@ -104,7 +112,7 @@ class Result(_message.Message):
     def __init__(self, id: _Optional[str] = ..., label: _Optional[_Union[_decision_pb2.Label, str]] = ..., language: _Optional[str] = ..., reasons: _Optional[_Iterable[_Union[_decision_pb2.Reason, _Mapping]]] = ..., duplicate_of: _Optional[str] = ..., toxicity_span_start: _Optional[int] = ..., toxicity_span_end: _Optional[int] = ..., error: _Optional[_Union[DocumentError, _Mapping]] = ...) -> None: ...
 
 class ScoredDocuments(_message.Message):
-    __slots__ = ("results", "signals", "signal_versions", "values", "missing", "policy", "timings")
+    __slots__ = ("results", "signals", "signal_versions", "values", "missing", "policy", "timings", "model_runs")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +120,7 @@ class ScoredDocuments(_message.Message):
     MISSING_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_RUNS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[Result]
     signals: _containers.RepeatedScalarFieldContainer[str]
     signal_versions: _containers.RepeatedScalarFieldContainer[int]
@@ -119,7 +128,18 @@ class ScoredDocuments(_message.Message):
     missing: _containers.RepeatedScalarFieldContainer[_decision_pb2.MissingReason]
     policy: str
     timings: _containers.RepeatedCompositeFieldContainer[Timing]
-    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., signals: _Optional[_Iterable[str]] = ..., signal_versions: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., missing: _Optional[_Iterable[_Union[_decision_pb2.MissingReason, str]]] = ..., policy: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ...) -> None: ...
+    model_runs: _containers.RepeatedCompositeFieldContainer[ModelRun]
+    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ..., signals: _Optional[_Iterable[str]] = ..., signal_versions: _Optional[_Iterable[int]] = ..., values: _Optional[_Iterable[float]] = ..., missing: _Optional[_Iterable[_Union[_decision_pb2.MissingReason, str]]] = ..., policy: _Optional[str] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ..., model_runs: _Optional[_Iterable[_Union[ModelRun, _Mapping]]] = ...) -> None: ...
+
+class ModelRun(_message.Message):
+    __slots__ = ("documents", "models", "digest")
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    documents: int
+    models: _containers.RepeatedScalarFieldContainer[str]
+    digest: str
+    def __init__(self, documents: _Optional[int] = ..., models: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("documents", "queue_seconds", "score_seconds", "index_seconds", "policy_seconds", "replica")

@@ -23,18 +23,22 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "signals", "models", "policies", "limits")
+    __slots__ = ("version", "signals", "models", "policies", "limits", "classifiers", "model_refusal")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    CLASSIFIERS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     version: str
     signals: _containers.RepeatedCompositeFieldContainer[Signal]
     models: _containers.RepeatedCompositeFieldContainer[Model]
     policies: _containers.RepeatedCompositeFieldContainer[Policy]
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., signals: _Optional[_Iterable[_Union[Signal, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    classifiers: _containers.RepeatedScalarFieldContainer[str]
+    model_refusal: str
+    def __init__(self, version: _Optional[str] = ..., signals: _Optional[_Iterable[_Union[Signal, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., policies: _Optional[_Iterable[_Union[Policy, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., classifiers: _Optional[_Iterable[str]] = ..., model_refusal: _Optional[str] = ...) -> None: ...
 
 class Signal(_message.Message):
     __slots__ = ("name", "unit", "low", "high", "direction", "description", "version")

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -111,6 +111,7 @@ class DirectExecutor:
         self._scorer = ConstantScorer()
         self.signals: list[Signal] = list(self._scorer.signals)
         self.models: list[ModelInfo] = []
+        self.classifiers: list[str] = []
         self.max_slots = 1
 
     def score(
@@ -120,12 +121,16 @@ class DirectExecutor:
         languages: Sequence[str],
         *,
         signature: SignatureParameters | None = None,
+        classifiers: frozenset[str] | None = None,
     ) -> Scored:
         from dqs.pipeline import Scored
 
         columns = ScoreColumns(size=len(languages))
         self._scorer.fill(columns)
         return Scored(columns, valid=np.ones(len(languages), dtype=np.bool_), signatures=None)
+
+    def swap(self, versions: Mapping[str, str], timeout_s: float) -> None:
+        raise NotImplementedError
 
     def status(self) -> ExecutorStatus:
         from dqs.pipeline import ExecutorStatus

@@ -46,9 +46,36 @@ class KillingScorer:
         columns.put("survived", np.ones(len(batch)))
 
 
+class ChoosingScorer:
+    """Two classifiers that callers choose among; counts how often each has run in this process."""
+
+    name: ClassVar[str] = "choosing"
+    needs: ClassVar[tuple[str, ...]] = ()
+    signals: Sequence[Signal] = (
+        Signal("short", "probability", 0, 1, Direction.NEUTRAL, "1 where the text is short."),
+        Signal("long", "probability", 0, 1, Direction.NEUTRAL, "1 where the text is long."),
+        Signal("longer", "probability", 0, 1, Direction.NEUTRAL, "1 where it is longer."),
+    )
+    classifiers: ClassVar[tuple[str, ...]] = ("brief", "wordy")
+
+    def __init__(self) -> None:
+        self.runs: list[frozenset[str]] = []
+
+    def score(self, batch: TextBatch, columns: ScoreColumns) -> None:
+        families = {"brief": ("short",), "wordy": ("long", "longer")}
+        lengths = np.diff(batch.byte_offsets)
+        self.runs.append(frozenset(name for name in families if columns.asks_for(name)))
+        for name, signals in families.items():
+            if not columns.asks_for(name):
+                columns.put_unasked(signals)
+                continue
+            for each in signals:
+                columns.put(each, {"short": lengths < 20, "long": lengths >= 20, "longer": lengths > 200}[each] * 1.0)
+
+
 def build(models: Sequence[ModelFolder]) -> list[Scorer]:
     """What the workers of the tests score with."""
-    return [*build_scorers(models), KillingScorer()]
+    return [*build_scorers(models), KillingScorer(), ChoosingScorer()]
 
 
 def build_small(models: Sequence[ModelFolder]) -> list[Scorer]:

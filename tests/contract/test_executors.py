@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from dqs.data import Missing
 from dqs.executors.inline import InlineExecutor
 from dqs.executors.loading import describe, load_scorers
 from dqs.executors.ray_actors import RayExecutor
@@ -125,6 +126,29 @@ def test_signatures_only_where_asked_for(executor: Executor) -> None:
     signed = executor.score(utf8, byte_offsets, [""], signature=SignatureParameters.for_threshold(0.5)).signatures
     assert signed is not None
     assert signed.bands.shape == (1, SignatureParameters.for_threshold(0.5).bands)
+
+
+@pytest.mark.parametrize("chosen", [None, frozenset(), frozenset({"wordy"}), frozenset({"wordy", "brief"})])
+def test_only_the_classifiers_that_were_asked_for_run(executor: Executor, chosen: frozenset[str] | None) -> None:
+    assert executor.classifiers == ["brief", "wordy"]
+    utf8, byte_offsets = np.frombuffer(b"Short.", dtype=np.uint8), np.array([0, 6], dtype=np.int64)
+
+    columns = executor.score(utf8, byte_offsets, [""], classifiers=chosen).columns
+
+    for name, signals in (("brief", ["short"]), ("wordy", ["long", "longer"])):
+        runs = chosen is None or name in chosen
+        for signal in signals:
+            assert columns.missing[signal].tolist() == [Missing.PRESENT if runs else Missing.NOT_ASKED]
+            assert np.isnan(columns.values[signal]).tolist() == [not runs]
+    assert columns.missing["characters"].tolist() == [Missing.PRESENT], "what is no classifier runs always"
+
+
+def test_every_answer_names_its_models(executor: Executor, inline: InlineExecutor) -> None:
+    models = score(executor, DOCUMENTS[:2]).models
+
+    assert models is not None
+    assert models.digest == inline.model_set.digest
+    assert list(models.models) == executor.models
 
 
 def test_what_a_scorer_raises_comes_as_it_is(executor: Executor) -> None:

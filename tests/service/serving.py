@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,8 +30,9 @@ from dqs.executors.inline import InlineExecutor
 from dqs.index.embedded import find_binary
 from dqs.index.redis_store import DuplicateStore, connect
 from dqs.index.signature import SignatureParameters
-from dqs.pipeline import ExecutorStatus, Pipeline, Scored
+from dqs.pipeline import ExecutorStatus, ModelInfo, Pipeline, Scored
 from dqs.policy import load_policies
+from dqs.scorer import Scorer
 from dqs.scorers import build_scorers
 from dqs.server.server import ScoringServer
 from dqs.settings import Settings, load_settings
@@ -185,7 +186,6 @@ class GatedExecutor:
 
     def __init__(self, inner: InlineExecutor, slots: int = 1) -> None:
         self.signals = inner.signals
-        self.models = inner.models
         self.max_slots = slots
         self._inner = inner
         self._slots = slots
@@ -202,6 +202,17 @@ class GatedExecutor:
         """How fast it is; it sleeps, so that its load is nobody's."""
         self.vanishing = 0
         """So many batches meet a worker that has gone."""
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        return self._inner.models
+
+    @property
+    def classifiers(self) -> list[str]:
+        return self._inner.classifiers
+
+    def swap(self, versions: Mapping[str, str], timeout_s: float) -> None:
+        self._inner.swap(versions, timeout_s)
 
     def close_gate(self) -> None:
         self._open.clear()
@@ -231,6 +242,7 @@ class GatedExecutor:
         languages: Sequence[str],
         *,
         signature: SignatureParameters | None = None,
+        classifiers: frozenset[str] | None = None,
     ) -> Scored:
         self.entered.put(len(languages))
         self.documents += len(languages)
@@ -242,20 +254,21 @@ class GatedExecutor:
             time.sleep(utf8.size / self.bytes_per_s)
         if POISON in utf8.tobytes():
             raise ValueError(f"cannot score {utf8.tobytes()!r}")
-        return self._inner.score(utf8, byte_offsets, languages, signature=signature)
+        return self._inner.score(utf8, byte_offsets, languages, signature=signature, classifiers=classifiers)
 
 
 class LocalServer:
     """A server in this process, on an event loop in a thread, with a gate before its scoring.
 
     Args:
+        more: scorers beside those that need no model.
         slots: how many batches its executor takes at once.
         **settings: keyword arguments of `load_settings`; without `redis_url` there is no index.
     """
 
-    def __init__(self, *, slots: int = 1, **settings: Any) -> None:
+    def __init__(self, more: Sequence[Scorer] = (), /, *, slots: int = 1, **settings: Any) -> None:
         self.settings: Settings = load_settings(port=0, **settings)
-        scorers = build_scorers([])
+        scorers = [*build_scorers([]), *more]
         self._store: DuplicateStore | None = None
         if self.settings.redis_url is not None:
             self._store = DuplicateStore(connect(self.settings.redis_url), SignatureParameters())

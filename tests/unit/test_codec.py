@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dqs.data import Document, Documents, Label, Missing
 from dqs.errors import DocumentError, DocumentErrorCode, RequestError
-from dqs.pipeline import Results
+from dqs.pipeline import ModelInfo, ModelSet, Results
 from dqs.policy import OPERATORS, Policy, Rule
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.server import wire
@@ -23,6 +23,10 @@ from dqs.v1 import scoring_pb2 as pb
 
 NAMES = ("alpha", "beta", "gamma")
 SIGNALS = [Signal(name, "share", 0, 1, Direction.NEUTRAL, "One of three.", version=7) for name in NAMES]
+MODEL_SETS = [
+    ModelSet.of([ModelInfo("one", "1", "toxicity", ("en",), "a" * 64), ModelInfo("two", version, "quality", (), "b")])
+    for version in ("1", "2")
+]
 LIMITS = Limits.of(load_settings(max_batch_documents=300))
 
 names = st.text(string.printable + "é中\U0001f600", min_size=1, max_size=200)
@@ -46,7 +50,7 @@ languages = st.sampled_from(("en", "zh", ""))
 rows = st.tuples(names, st.tuples(numbers, numbers, numbers), languages, spans, optional_names, optional_errors)
 
 
-def results_of(policy: Policy, documents: list[Any], span: bool) -> Results:
+def results_of(policy: Policy, documents: list[Any], span: bool, models: ModelSet | None) -> Results:
     """Results of documents as `rows` draws them, decided by the policy."""
     columns = ScoreColumns(len(documents), language=[row[2] for row in documents])
     for at, name in enumerate(NAMES):
@@ -63,7 +67,7 @@ def results_of(policy: Policy, documents: list[Any], span: bool) -> Results:
     labels = np.array([0 if e else label for e, label in zip(faults, decision.labels, strict=True)], dtype=np.int8)
     return Results(
         [row[0] for row in documents], columns, labels, decision.reasons, [row[4] for row in documents], faults,
-        policy.label, {"score": 0.25, "index": 0.5, "policy": 0.125}, "cpu-1",
+        policy.label, {"score": 0.25, "index": 0.5, "policy": 0.125}, "cpu-1", models,
     )  # fmt: skip
 
 
@@ -72,7 +76,17 @@ def written_by_protobuf(request: Request, pieces: list[Piece], timings: bool) ->
     scored = pb.ScoredDocuments(signals=NAMES, signal_versions=[7] * len(NAMES))
     values: list[float] = []
     missing: list[int] = []
+    answered: list[ModelSet | None] = []
     for piece in pieces:
+        models = piece.outcome.models if isinstance(piece.outcome, Results) else None
+        if answered and answered[-1] == models:
+            scored.model_runs[-1].documents += piece.stop - piece.start
+        else:
+            answered.append(models)
+            run = scored.model_runs.add(documents=piece.stop - piece.start)
+            if models is not None:
+                run.models.extend(f"{model.name}@{model.version}" for model in models.models)
+                run.digest = models.digest
         for i in range(piece.start, piece.stop):
             outcome = piece.outcome
             error = outcome if isinstance(outcome, DocumentError) else outcome.errors[i]
@@ -133,7 +147,8 @@ def test_answers_parse_to_what_protobuf_would_have_written(
     for batch, failure in batches:
         start = data.draw(st.integers(0, len(batch) - 1))
         stop = data.draw(st.integers(start + 1, len(batch)))
-        pieces.append(Piece(start, stop, failure or results_of(policy, batch, span), queue_s=0.5))
+        models = data.draw(st.sampled_from([*MODEL_SETS, None]))
+        pieces.append(Piece(start, stop, failure or results_of(policy, batch, span, models), queue_s=0.5))
         documents += [Document(row[0], b"") for row in batch[start:stop]]
     request = Request(Options(timings=timings), sequence, Documents.of(documents), 0)
     expected = written_by_protobuf(request, pieces, timings)
@@ -160,6 +175,17 @@ def test_options_carry_the_tenant_and_the_wish_for_timings() -> None:
     assert parse_batch_request(raw, LIMITS, "acme").options == Options(corpus="c", timings=True, tenant="acme")
     assert parse_batch_request(b"", LIMITS, "acme").options == Options(tenant="acme")
     assert parse_stream_request(b"", LIMITS, "acme").options is None
+
+
+def test_options_carry_the_choice_of_classifiers() -> None:
+    def parsed(options: pb.ScoreOptions) -> frozenset[str] | None:
+        chosen = parse_batch_request(pb.ScoreBatchRequest(options=options).SerializeToString(), LIMITS).options
+        assert chosen is not None
+        return chosen.classifiers
+
+    assert parsed(pb.ScoreOptions()) is None
+    assert parsed(pb.ScoreOptions(classifiers=pb.ClassifierChoice())) == frozenset()
+    assert parsed(pb.ScoreOptions(classifiers=pb.ClassifierChoice(names=["b", "a", "b"]))) == frozenset("ab")
 
 
 def test_an_acknowledgement_alone_asks_nothing() -> None:

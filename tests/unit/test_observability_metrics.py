@@ -18,7 +18,7 @@ from dqs.data import Document, Label, Missing
 from dqs.errors import ConfigError, DocumentError, DocumentErrorCode
 from dqs.observability.metrics import WATCHED, Metrics, serve_metrics
 from dqs.observability.snapshot import Page, parse
-from dqs.pipeline import Replica, Results
+from dqs.pipeline import ModelInfo, Replica, Results, Swaps
 from tests.unit.pipelines import plain_pipeline
 
 README = Path(dqs.observability.__file__).with_name("README.md")
@@ -44,6 +44,7 @@ def everything(results: Results) -> Metrics:
     for name in WATCHED:
         metrics.watch(name, lambda: 1.0)
     metrics.watch_replicas(lambda: [Replica("cpu-0", "cpu", "here", True, 0, 0)])
+    metrics.watch_models(lambda: [ModelInfo("toxicity-en", "2", "toxicity", ("en",), "")], lambda: Swaps(done=1))
     return metrics
 
 
@@ -96,8 +97,8 @@ def test_no_label_holds_an_id_or_text(results: Results) -> None:
     text = generate_latest(everything(results).registry).decode()
     assert "ecret" not in text
     labels = {name for line in text.splitlines() for name in re.findall(r"(\w+)=\"", line)}
-    allowed = {"method", "code", "tenant", "decision", "reason", "stage", "pool", "state", "replica", "node"}
-    assert labels <= allowed | {"version", "le", "generation"}
+    allowed = {"method", "code", "tenant", "decision", "reason", "stage", "pool", "state", "replica", "node", "model"}
+    assert labels <= allowed | {"version", "le", "generation", "outcome"}
 
 
 def test_every_metric_stands_in_the_readme(results: Results) -> None:

@@ -14,7 +14,7 @@ from dqs.data import Document
 from dqs.errors import DocumentError, DocumentErrorCode, RequestError
 from dqs.observability.metrics import Metrics
 from dqs.observability.snapshot import Page, compare, parse, quantile
-from dqs.pipeline import Replica
+from dqs.pipeline import Replica, Swaps
 from tests.unit.pipelines import plain_pipeline
 
 TEXTS = [b"A text that is long enough to be looked at, in two lines.\nThis is the second of them.", b"", b"\xff\xfe"]
@@ -88,6 +88,15 @@ def test_replicas_come_with_all_they_show() -> None:
         frozenset({("pool", "cpu"), ("state", "ready")}): 1.0,
         frozenset({("pool", "cpu"), ("state", "starting")}): 1.0,
     }
+
+
+def test_refused_models_are_seen() -> None:
+    metrics, swaps = Metrics(), Swaps()
+    metrics.watch_models(list, lambda: swaps)
+    before = scrape(metrics, 0.0)
+    swaps.refusal = "It does not load."
+    after = scrape(metrics, 1.0)
+    assert (compare(before, before, 0.0).models_refused, compare(before, after, 0.0).models_refused) == (False, True)
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "up 1\n", "{{{", "a b c d\n"])
