@@ -142,7 +142,7 @@ def hash_ngrams(
             raise ValueError("n-grams of sounds need a table of sounds")
         sound_hash = _read_words(batch, documents, sound_table(sounds))
     most_rows, most_ngrams = _count(
-        batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes + shape.sound_sizes, sizes,
+        batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes, shape.sound_sizes, sizes,
         shape.block_words,
     )  # fmt: skip
     # Pages of rows that repeats leave over are never touched, so they cost no memory.
@@ -245,6 +245,7 @@ def _count(
     word_offsets: NDArray[np.int64],
     documents: NDArray[np.int64],
     word_sizes: int,
+    sound_sizes: int,
     character_sizes: NDArray[np.int64],
     block_words: int,
 ) -> tuple[np.int64, np.int64]:
@@ -257,7 +258,7 @@ def _count(
         for start in range(first, last, block_words):
             ngrams = np.int64(0)
             for word in range(start, min(start + block_words, last)):
-                ngrams += min(word - first + 1, word_sizes)
+                ngrams += min(word - first + 1, word_sizes) + min(word - first + 1, sound_sizes)
                 marked = min(word_end[word] - word_start[word], LONGEST_WORD) + 2
                 for size in character_sizes:
                     if size < marked:
