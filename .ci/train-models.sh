@@ -25,6 +25,8 @@ for language in en zh; do
   "$bin/dqs" train perplexity --data "$data" --language "$language" --output "$fresh" "${figures[@]}"
   "$bin/dqs" train toxicity --data "$data" --language "$language" --output "$fresh"
 done
+# Perplexity models without some sources are kept, as the benchmarks need them too.
+"$bin/dqs" train quality --data "$data" --folds .cache/folds --output "$fresh"
 mkdir -p "$output"
 cp -r "$fresh"/. "$output"/
 "$bin/dqs" models verify --models "$output"

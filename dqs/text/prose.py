@@ -40,12 +40,7 @@ EDGE_LINES = 6
 LONG_WORD = 25
 CONTENT_RUN = 6
 
-_FUNCTION_WORDS = (
-    "the of and to in a is that for it as was with be by on not he his but at are this have from or had an they "
-    "which you were her all she there would their we him been has when who will more no if out so what up its about "
-    "into than them can only other some could do may these i my your our me us did such also how most any after "
-    "before where while because very then over between under through during should must being those each both"
-).split()
+_FUNCTION_WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an", "they", "which", "you", "were", "her", "all", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "some", "could", "do", "may", "these", "i", "my", "your", "our", "me", "us", "did", "such", "also", "how", "most", "any", "after", "before", "where", "while", "because", "very", "then", "over", "between", "under", "through", "during", "should", "must", "being", "those", "each", "both"]
 _FUNCTION_CHARACTERS = "的了是在和有不这這为為与與以及等对對于於也就而之其或并並由被把将將从從到都但所者我他她们們个個地得着著过過要会會能可很还還又"
 
 _OTHER, _UPPER, _LOWER, _DIGIT, _MARKUP, _SENTENCE, _CLAUSE, _ODD, _BLANK, _HAN_KIND = range(10)
@@ -97,9 +92,7 @@ def prose_features(batch: TextBatch) -> NDArray[np.float32]:
         columns; `upper_case` is a share of ASCII letters.
     """
     features = np.zeros((len(batch), len(FEATURES)), dtype=np.float32)
-    _measure_lines(
-        batch.codepoints, batch.classes, batch.line_start, batch.line_end, batch.line_offsets, features
-    )
+    _measure_lines(batch.codepoints, batch.classes, batch.line_start, batch.line_end, batch.line_offsets, features)
     _measure_characters(batch.codepoints, batch.codepoint_offsets, _kind_table(), features)
     _measure_words(
         batch.folded_classes, batch.folded_offsets, batch.word_start, batch.word_end, batch.word_hash,
