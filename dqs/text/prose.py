@@ -40,8 +40,17 @@ EDGE_LINES = 6
 LONG_WORD = 25
 CONTENT_RUN = 6
 
-_FUNCTION_WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an", "they", "which", "you", "were", "her", "all", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "more", "no", "if", "out", "so", "what", "up", "its", "about", "into", "than", "them", "can", "only", "other", "some", "could", "do", "may", "these", "i", "my", "your", "our", "me", "us", "did", "such", "also", "how", "most", "any", "after", "before", "where", "while", "because", "very", "then", "over", "between", "under", "through", "during", "should", "must", "being", "those", "each", "both"]
-_FUNCTION_CHARACTERS = "的了是在和有不这這为為与與以及等对對于於也就而之其或并並由被把将將从從到都但所者我他她们們个個地得着著过過要会會能可很还還又"
+_FUNCTION_WORDS = (
+    "the of and to in a is that for it as was with be by on not he his but at are this have from or had an "
+    "they which you were her all she there would their we him been has when who will more no if out so what up "
+    "its about into than them can only other some could do may these i my your our me us did such also how "
+    "most any after before where while because very then over between under through during should must being "
+    "those each both"
+)
+_FUNCTION_CHARACTERS = (
+    "的了是在和有不这這为為与與以及等对對于於也就而之其或并並由被把"
+    "将將从從到都但所者我他她们們个個地得着著过過要会會能可很还還又"
+)
 
 _OTHER, _UPPER, _LOWER, _DIGIT, _MARKUP, _SENTENCE, _CLAUSE, _ODD, _BLANK, _HAN_KIND = range(10)
 _LESS, _SLASH, _EQUALS, _QUOTE, _AMPERSAND = range(10, 15)  # markup, too
@@ -104,7 +113,7 @@ def prose_features(batch: TextBatch) -> NDArray[np.float32]:
 @functools.cache
 def _function_words() -> tuple[NDArray[np.uint64], np.uint64]:
     """Hashes of function words, each where its bits from `shift` on say, and `shift`; 0 is free."""
-    text = " ".join((*_FUNCTION_WORDS, *_FUNCTION_CHARACTERS))
+    text = f"{_FUNCTION_WORDS} {_FUNCTION_CHARACTERS}"
     hashes = np.unique(TextBatch.from_bytes([text.encode()]).word_hash)
     size = 1024
     while True:

@@ -32,13 +32,14 @@ def model_card(
     kinds = sorted(set().union(*(figures["kinds"][language] for language in figures["kinds"])))
     parts = [
         f"# {label}",
-        "Probability that a document in English or Chinese is text worth training on: edited running text, rather than "
-        "menus and boilerplate, spam, damaged encodings, OCR errors, shuffled or repeated text, logs, tables of numbers.",
+        "Probability that a document in English or Chinese is text worth training on: edited running text, rather "
+        "than menus and boilerplate, spam, damaged encodings, OCR errors, shuffled or repeated text, logs, "
+        "tables of numbers.",
         "## How it works",
         f"{trees} boosted trees of at most {leaves} leaves on measures that hold no words: shares of characters and "
         "repetitions, shapes of lines, function words, and the percentile of perplexity. No measure counts length. "
-        f"Documents of fewer than {minimum_words} words (in Chinese, characters) have no score. The probability assumes "
-        "that half of the documents are good; where the share is b, multiply the odds by b / (1 - b).",
+        f"Documents of fewer than {minimum_words} words (in Chinese, characters) have no score. The probability "
+        "assumes that half of the documents are good; where the share is b, multiply the odds by b / (1 - b).",
         "## Held-out results",
         "Three folds: every source of clean and corrupted text and every web site is scored by a model, and with a "
         "perplexity model, that has not seen it. AUC. Two numbers of calibration were fitted to these scores.",
@@ -72,9 +73,9 @@ def model_card(
         "## Weaknesses",
         "Keywords put here and there into English prose are often missed. Spam that is written in whole sentences "
         "reads as prose. Raw pages with a long article and little around it look like the article. Lists, verse, "
-        "dialogue in short lines, code, classical Chinese of a kind that perplexity has not seen, and texts of one or two "
-        "sentences score lower than they deserve. Chinese web pages were not trained on: what is known of menus comes "
-        "from English pages and from synthetic text. The synthetic kinds are made by one program: real damage is more "
+        "dialogue in short lines, code, classical Chinese of a kind that perplexity has not seen, and texts of one or "
+        "two sentences score lower than they deserve. Chinese web pages were not trained on: what is known of menus "
+        "comes from English pages and synthetic text. The synthetic kinds are made by one program: real damage is more "
         "varied, and the figures for it are likely lower. A document whose language is not recognised has no score.",
         "## Training data",
         _table(("source", "rows", "licence as stated"), [(s, f"{n:,}", licences[s]) for s, n in trained.items()]),

@@ -24,7 +24,8 @@ from dqs.training.quality_data import UNLABELLED, read_rows
 _WORDS = {
     "en": ("the old mill", "a quiet river", "our small garden", "stands near", "belongs to", "was built for",
            "the village", "my neighbour", "those children"),
-    "zh": ("村里的老磨坊", "安静的小河", "我们的花园", "就在", "一直属于", "当年留给了", "这个村子", "我的邻居", "那些孩子"),
+    "zh": ("村里的老磨坊", "安静的小河", "我们的花园", "就在", "一直属于", "当年留给了", "这个村子",
+           "我的邻居", "那些孩子"),
 }  # fmt: skip
 _RECIPE = Recipe(trees=20, leaf_rows=5)
 
