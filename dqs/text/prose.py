@@ -226,20 +226,20 @@ def _measure_characters(
     kinds = np.empty(_KINDS, dtype=np.int64)
     for document in range(codepoint_offsets.size - 1):
         pairs[:] = 0
-        previous = _BLANK
+        previous = np.int64(_BLANK)
         for position in range(codepoint_offsets[document], codepoint_offsets[document + 1]):
             value = codepoints[position]
-            kind = np.int64(kind_table[value]) if value < _KIND_TABLE_SIZE else 0
+            kind = np.int64(kind_table[value]) if value < _KIND_TABLE_SIZE else np.int64(_OTHER)
             pairs[(position & 1) * 256 + previous * 16 + kind] += 1
             previous = kind
         pairs[:256] += pairs[256:]
         characters = np.int64(0)
-        for kind in range(_KINDS):
-            kinds[kind] = 0
+        for member in range(_KINDS):
+            kinds[member] = 0
             for before in range(_KINDS):
-                kinds[kind] += pairs[before * 16 + kind]
-            if kind != _BLANK:
-                characters += kinds[kind]
+                kinds[member] += pairs[before * 16 + member]
+            if member != _BLANK:
+                characters += kinds[member]
         if characters == 0:
             continue
         letters = kinds[_UPPER] + kinds[_LOWER]

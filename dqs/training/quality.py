@@ -254,7 +254,7 @@ def build_graph(estimator: HistGradientBoostingClassifier, scale: float, offset:
                 leaves["ids"].append(0)
                 leaves["weights"].append(scale * float(node["value"]))
     base = scale * float(np.ravel(estimator._baseline_prediction)[0]) + offset
-    attributes = {f"nodes_{key}": values for key, values in nodes.items()}
+    attributes: dict[str, Any] = {f"nodes_{key}": values for key, values in nodes.items()}
     attributes |= {f"target_{key}": values for key, values in leaves.items()}
     graph = helper.make_graph(
         [

@@ -68,15 +68,17 @@ def model_card(
             ("source", "mean"),
             [(k, f"{v:.2f}") for own in figures["clean_sources"].values() for k, v in own.items()],
         ),
-        "Mean probability of rough text; only spam and headlines were trained on (as bad), the rest is neither:",
+        "Mean probability of rough text, its source left out (only spam and headlines count as bad, the rest as "
+        "neither):",
         _table(("kind", "mean"), [(k, f"{v:.2f}") for own in figures["noisy"].values() for k, v in own.items()]),
         "## Weaknesses",
-        "Keywords put here and there into English prose are often missed. Spam that is written in whole sentences "
-        "reads as prose. Raw pages with a long article and little around it look like the article. Lists, verse, "
-        "dialogue in short lines, code, classical Chinese of a kind that perplexity has not seen, and texts of one or "
-        "two sentences score lower than they deserve. Chinese web pages were not trained on: what is known of menus "
-        "comes from English pages and synthetic text. The synthetic kinds are made by one program: real damage is more "
-        "varied, and the figures for it are likely lower. A document whose language is not recognised has no score.",
+        "Keywords put here and there into English prose are often missed. Spam and headlines of a source that was "
+        "not trained on read as prose. Raw pages with a long article and little around it look like the article. "
+        "Lists, verse, dialogue in short lines, code, classical Chinese of a kind that perplexity has not seen, "
+        "and texts of one or two sentences score lower than they deserve. Chinese web pages were not trained on: "
+        "what is known of menus comes from English pages and synthetic text. The synthetic kinds are made by one "
+        "program: real damage is more varied, and the figures for it are likely lower. A document whose language "
+        "is not recognised has no score.",
         "## Training data",
         _table(("source", "rows", "licence as stated"), [(s, f"{n:,}", licences[s]) for s, n in trained.items()]),
         "Rows under non-commercial or research-only terms and GPL pages were left out. Page text belongs to its "
