@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the README: tables on standard error, JSON under .cache/bench.
 #
-#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|signature|index_store|duplicates|duplicate_pairs|dedup|toxicity|perplexity|policy|service|gateway ...]
+#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|signature|index_store|duplicates|duplicate_pairs|dedup|toxicity|quality|perplexity|policy|service|gateway ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
@@ -26,7 +26,7 @@ if ! "$peers" -c 'import datasketch, datatrove, redis, text_dedup.minhash' 2>/de
   "$peers" -m pip install --quiet --disable-pip-version-check --no-deps text-dedup==0.4.0
 fi
 
-for benchmark in "${@:-speed signature index_store duplicates duplicate_pairs dedup toxicity perplexity policy service gateway}"; do
+for benchmark in "${@:-speed signature index_store duplicates duplicate_pairs dedup toxicity quality perplexity policy service gateway}"; do
   for name in $benchmark; do
     arguments=(--data "$data")
     if [ "$name" = gateway ]; then

@@ -36,6 +36,8 @@ done
 "$bin/dqs" train toxicity --data "$data" --language en --output "$fresh" --version 2 \
   --exclude-split dev --exclude-split test "${second[@]}"
 "$bin/dqs" train toxicity --data "$data" --language zh --output "$fresh" --version 2 --exclude-split dev
+# Perplexity models without some sources are kept, as the benchmarks need them too.
+"$bin/dqs" train quality --data "$data" --folds .cache/folds --output "$fresh"
 mkdir -p "$output"
 cp -r "$fresh"/. "$output"/
 "$bin/dqs" models verify --models "$output"

@@ -136,6 +136,43 @@ def transformer(
     print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
 
+@app.command()
+def quality(
+    data: Annotated[Path, typer.Option(help="Folder of the parquet files.")],
+    output: Output = None,
+    folds: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where perplexity models without some sources are kept." + default("folds in the data folder")
+        ),
+    ] = None,
+    seed: Seed = DEFAULT_SEED,
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "quality",
+    version: Version = "1",
+    lmplz: Annotated[Path | None, typer.Option(help="KenLM's lmplz, with build_binary beside it.")] = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Train the quality model of English and Chinese from clean, corrupted, noisy and web text."""
+    settings = make_settings(config, data_dir=data_dir)
+    try:
+        from dqs.training.quality import train_quality
+    except ImportError as error:
+        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
+
+    report = train_quality(
+        data,
+        output or settings.data_dir / "models",
+        folds or settings.data_dir / "folds",
+        seed=seed,
+        name=name,
+        version=version,
+        lmplz=lmplz,
+        progress=_say,
+    )
+    _done(report.model)
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 

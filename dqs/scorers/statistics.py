@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dqs.data import Missing
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
+from dqs.text.prose import is_closer, is_terminator
 from dqs.text.repetition import DUPLICATE_SIZES, TOP_SIZES, duplicate_lines, ngram_shares, trimmed
 from dqs.text.unicode_tables import CharClass
 
@@ -64,11 +65,6 @@ SHORT_LINE_COLUMNS = 30
 MIN_SHAPED_LINES = 5
 """Lines that are not blank below which a share of their shapes says nothing: a short text is no menu."""
 
-# Full stop, exclamation mark, question mark; then their forms in other scripts.
-TERMINATORS = ".!?。！？｡؟۔।॥‼⁇⁈⁉"
-CLOSERS = "\"'”’»›」』）)]】》〉*_"
-_TERMINATORS_ARRAY = np.array(list(map(ord, TERMINATORS)), dtype=np.uint32)
-_CLOSERS_ARRAY = np.array(list(map(ord, CLOSERS)), dtype=np.uint32)
 _ELLIPSIS = ord("…")
 _UNSPACED = np.uint8(CharClass.UNSPACED)
 
@@ -160,14 +156,14 @@ def _line_shapes(
                     if classes[position] & _UNSPACED:
                         columns += 1
                 short += columns < SHORT_LINE_COLUMNS
-            while last > first + 1 and _is_closer(codepoints[last - 1]):
+            while last > first + 1 and is_closer(codepoints[last - 1]):
                 last -= 1
             end = codepoints[last - 1]
             if end == _ELLIPSIS or (
                 end == 46 and last - first > 2 and codepoints[last - 2] == 46 and codepoints[last - 3] == 46
             ):
                 ellipsis += 1
-            elif _is_terminator(end):
+            elif is_terminator(end):
                 terminated += 1
         if lines >= MIN_SHAPED_LINES:
             shares[document, 0] = np.float32(short / lines)
@@ -175,19 +171,3 @@ def _line_shapes(
             shares[document, 2] = np.float32(ellipsis / lines)
         else:
             shares[document, :] = np.float32(np.nan)
-
-
-@njit(cache=True, nogil=True)
-def _is_closer(codepoint: np.uint32) -> bool:
-    for known in _CLOSERS_ARRAY:
-        if codepoint == known:
-            return True
-    return False
-
-
-@njit(cache=True, nogil=True)
-def _is_terminator(codepoint: np.uint32) -> bool:
-    for known in _TERMINATORS_ARRAY:
-        if codepoint == known:
-            return True
-    return False

@@ -7,13 +7,11 @@ are trained without its sources, so every source is left out once. Needs lmplz.
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from dqs.training.perplexity import train_perplexity
+from dqs.training.quality_data import deal_sources, shipped_sources
 from dqs.training.toxicity import train_toxicity
 
 LANGUAGES = ("en", "zh")
@@ -26,16 +24,6 @@ class Fold:
     number: int
     sources: dict[str, tuple[str, ...]]
     models: Path
-
-
-def deal_sources(data: Path, language: str, folds: int) -> list[tuple[str, ...]]:
-    """Clean sources per fold, dealt domain by domain, so that no fold loses a whole domain that has several."""
-    table = pq.read_table(data / f"clean_{language}.parquet", columns=["source", "domain"]).to_pydict()
-    frequency = Counter(table["source"])
-    # `tech_docs` and `tech_articles` are one domain here.
-    domain = {source: name.partition("_")[0] for source, name in zip(table["source"], table["domain"], strict=True)}
-    order = sorted(frequency, key=lambda source: (domain[source], -frequency[source], source))
-    return [tuple(order[number::folds]) for number in range(folds)]
 
 
 def train_folds(data: Path, cache: Path, folds: int) -> list[Fold]:
@@ -60,6 +48,5 @@ def train_folds(data: Path, cache: Path, folds: int) -> list[Fold]:
 
 def known(data: Path, language: str, sources: tuple[str, ...]) -> list[str]:
     """Those of the sources that training would use, as it refuses to leave out what it would not."""
-    table = pq.read_table(data / f"clean_{language}.parquet", columns=["source", "ship"]).to_pydict()
-    shipped = {source for source, ship in zip(table["source"], table["ship"], strict=True) if ship}
+    shipped = shipped_sources(data, language)
     return [source for source in sources if source in shipped]

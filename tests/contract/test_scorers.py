@@ -97,7 +97,7 @@ def test_scores_do_not_depend_on_how_batches_are_cut(scorers: list[Scorer], colu
     assert [language for part in parts for language in part.language] == columns.language
     for name, whole in columns.values.items():
         cut = np.concatenate([part.values[name] for part in parts])
-        if name == "toxicity":
+        if name in ("toxicity", "quality"):
             np.testing.assert_allclose(cut, whole, atol=ONNX_TOLERANCE)
         else:
             np.testing.assert_array_equal(cut, whole, err_msg=name)
@@ -114,7 +114,7 @@ def test_both_languages_have_every_signal(columns: ScoreColumns) -> None:
 
 def test_a_language_without_a_model_says_so(columns: ScoreColumns) -> None:
     assert columns.language[2] == "de"
-    for name in ("perplexity", "perplexity_percentile", "toxicity"):
+    for name in ("perplexity", "perplexity_percentile", "toxicity", "quality"):
         assert columns.missing[name][2] == Missing.NO_MODEL
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from dqs.data import Missing
 from dqs.scorer import ScoreColumns
-from dqs.scorers.statistics import CLOSERS, MIN_SHAPED_LINES, TERMINATORS, StatisticsScorer
+from dqs.scorers.statistics import MIN_SHAPED_LINES, StatisticsScorer
 from dqs.text import CharClass, TextBatch
+from dqs.text.prose import CLOSERS, TERMINATORS
 from dqs.text.unicode_tables import unicode_tables
 from tests.unit.awkward import texts
 from tests.unit.test_text_batch import plain_lines, plain_words
