@@ -21,6 +21,7 @@ from dqs.data import Missing
 from dqs.errors import ModelError
 from dqs.inference.runtime import Runtime
 from dqs.inference.sessions import Session
+from dqs.inference.symbols import name_symbols
 from dqs.inference.transformer import Transformer
 from dqs.models import ModelFolder
 from dqs.scorer import Direction, ScoreColumns, Signal
@@ -273,7 +274,11 @@ class _SecondLook:
         first: NDArray[np.float32],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Looks at k windows: float32[k] probability by both models, and the log-odds of float32[k, attributes]."""
-        log_odds = _log_odds(self._network.score_spans(batch, documents, start, end))
+        begin = batch.codepoint_offsets[documents]
+        places = zip((begin + start).tolist(), (begin + end).tolist(), strict=True)
+        texts = [batch.codepoints[opening:past].tobytes().decode("utf-32-le") for opening, past in places]
+        scores, _ = self._network.score_texts([name_symbols(text) for text in texts])
+        log_odds = _log_odds(scores)
         first_scale, second_scale, offset = self._weights
         mixed = first_scale * _log_odds(first) + second_scale * log_odds[:, 0] + offset
         return _probability(mixed).astype(np.float32), log_odds[:, 1:].astype(np.float32)

@@ -207,10 +207,12 @@ def sound_table(sounds: NDArray[np.uint16]) -> NDArray[np.uint32]:
     Args:
         sounds: uint16[SOUNDS], as for `hash_ngrams`.
     """
-    table = simplified_table().copy()
-    known = table[FIRST_SOUND : FIRST_SOUND + SOUNDS]
-    np.copyto(known, _SOUND_FRONT + sounds.astype(np.uint32), where=sounds != 0)
-    return table
+    simplified = simplified_table()
+    classes = np.zeros(simplified.size, dtype=np.uint32)
+    classes[FIRST_SOUND : FIRST_SOUND + SOUNDS] = sounds
+    # A traditional character without a class has that of its simplified form.
+    classes = np.where(classes != 0, classes, classes[simplified])
+    return np.where(classes != 0, _SOUND_FRONT + classes, simplified).astype(np.uint32)
 
 
 def _read_words(batch: TextBatch, documents: NDArray[np.int64], table: NDArray[np.uint32]) -> NDArray[np.uint64]:

@@ -31,6 +31,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from dqs.errors import ConfigError
+from dqs.inference.symbols import name_symbols
 from dqs.scorers.toxicity import SECOND_LABEL
 from dqs.training.toxicity import RECIPES, Recipe
 from dqs.training.toxicity_data import ATTRIBUTE_COLUMNS, Rows, disguised_rows, identity_rows, read_data
@@ -134,7 +135,7 @@ def fine_tune(
     if not (base / "config.json").is_file() or not (base / "tokenizer.json").is_file():
         raise ConfigError(f"{base} has no config.json and tokenizer.json: give the folder of an encoder")
     rows, family = _training_rows(data, language, plan, seed)
-    texts = [text.decode() for text in rows.texts]
+    texts = [name_symbols(text.decode()) for text in rows.texts]
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
