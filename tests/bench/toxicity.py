@@ -52,6 +52,7 @@ _BEFORE = {
         shape=NgramShape(word_sizes=2, character_sizes=(4,), bits=20, block_words=32),
         disguised_share=0.0,
         identity_repeats=0,
+        register_share=0.0,
         clean_share=0.9,
     ),
     "zh": replace(
@@ -59,6 +60,7 @@ _BEFORE = {
         shape=NgramShape(word_sizes=3, character_sizes=(), bits=20, block_words=64),
         disguised_share=0.0,
         identity_repeats=0,
+        register_share=0.0,
         clean_share=0.8,
     ),
 }

@@ -109,7 +109,9 @@ def test_scores_do_not_depend_on_how_batches_are_cut(scorers: list[Scorer], colu
 def test_both_languages_have_every_signal(columns: ScoreColumns) -> None:
     for document in (0, 1):
         missing = {name for name, codes in columns.missing.items() if codes[document] != Missing.PRESENT}
-        assert missing == set(), columns.language[document]
+        # No Chinese source that may be used says what kind of toxic text a row is.
+        kinds = {name for name in columns.values if name.startswith("toxicity_")}
+        assert missing == (kinds if columns.language[document] == "zh" else set()), columns.language[document]
 
 
 def test_a_language_without_a_model_says_so(columns: ScoreColumns) -> None:
