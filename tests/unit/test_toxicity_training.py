@@ -145,14 +145,20 @@ def test_long_text_equals_scikit_learn_window_by_window(tmp_path: Path, language
 def test_a_trained_model_knows_what_it_was_shown(tmp_path: Path, data: Path, language: str) -> None:
     report = train_toxicity(data, tmp_path / "models", language, recipe=_RECIPES[language])
     report.model.verify()
-    assert report.trained == {"forum": 80, "posts": 80, "letters": 80, "book": 50, "manual": 50}
+    clean = read_paragraphs(data / f"clean_{language}.parquet", language, 1)
+    kept = read_paragraphs(data / f"clean_{language}.parquet", language, 1, evaluation=True)
+    # Some clean documents are for measuring only, and no text is for both.
+    assert len(clean) + len(kept) == 100
+    assert len(kept) > 5
+    assert not set(clean.texts) & set(kept.texts)
+    paragraphs = {source: int((clean.sources == source).sum()) for source in ("book", "manual")}
+    assert report.trained == {"forum": 80, "posts": 80, "letters": 80, **paragraphs}
     assert {row.source for row in report.left_out} == {"forum", "posts", "letters", "book", "manual"}
     assert {row.source for row in report.seen} == {"forum", "posts", "letters"}
     rows = read_rows(data / f"toxicity_{language}.parquet", language)
     figures = evaluate_toxicity(report.model, rows, threshold=0.5)
     assert [row.source for row in figures] == ["forum", "letters", "posts", "secret"]
     assert min(row.auc for row in figures) > 0.95
-    clean = read_paragraphs(data / f"clean_{language}.parquet", language, 1)
     assert max(row.false_alarms for row in evaluate_toxicity(report.model, clean)) == 0
     card = (report.model.path / "CARD.md").read_text("utf-8")
     assert "must not be used for" in card
