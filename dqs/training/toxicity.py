@@ -111,15 +111,15 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     ),
     "zh": Recipe(
         shape=_UNSPACED,
-        penalty=1e-6,
+        penalty=2e-6,
         epochs=10,
         balance=0.0,
         clean_share=0.8,
         threshold=0.7,
         folds_by_source=False,
         disguised_share=0.2,
-        identity_repeats=1,
-        register_share=0.15,
+        identity_repeats=30,
+        register_share=0.17,
     ),
 }
 
