@@ -103,6 +103,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
             "jigsaw_civil_comments_toxic_subset": "toxic_spans_civil_comments",
         },
         reference_sources=("wiki_talk_context_toxicity", "jigsaw_train_sample"),
+        threshold=0.6,
         fitted_share=0.5,
         clean_share=0.9,
         disguised_share=0.2,

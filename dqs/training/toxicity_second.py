@@ -63,16 +63,18 @@ class Plan:
         penalty: weight of their L2 penalty.
         toxic_share: share of toxic text that probabilities assume.
         clean_share: share of clean prose in the rest; the other is posts that are not toxic.
+        adversarial: sources whose rows were written to fool classifiers.
     """
 
     low: float = 0.01
-    short_per_mb: float = 1.5
-    long_per_mb: float = 0.3
+    short_per_mb: float = 0.3
+    long_per_mb: float = 0.05
     most_windows: int = 4
     source_windows: int = 9000
     penalty: float = 1e-6
     toxic_share: float = 0.1
     clean_share: float = 0.9
+    adversarial: tuple[str, ...] = ("dynahate", "hatemoji_build")
 
 
 def add_second_look(
@@ -322,11 +324,16 @@ def _stack(chosen: _Looked, prose: _Looked, second: NDArray[np.float64], plan: P
         ]
     )
     values = np.stack([np.append(chosen.first, prose.first), second], axis=1)
-    # Sources mean different things by toxic: an intercept of each one's own keeps that out of the weights.
-    _, members = np.unique(np.append(chosen.rows.sources, np.full(len(prose.rows), "")), return_inverse=True)
-    own = np.eye(members.max() + 1)[members]
+    sources = np.append(chosen.rows.sources, np.full(len(prose.rows), ""))
     weights *= labels.size / weights.sum()
-    within = LogisticRegression(C=100.0, max_iter=2000).fit(np.hstack([values, own]), labels, sample_weight=weights)
+    # Sources mean different things by toxic: an intercept of each one's own keeps that out of the weights. Rows that
+    # people wrote to fool a classifier would have n-grams count for nothing.
+    natural = ~np.isin(sources, plan.adversarial)
+    _, members = np.unique(sources[natural], return_inverse=True)
+    own = np.eye(members.max() + 1)[members]
+    within = LogisticRegression(C=100.0, max_iter=2000).fit(
+        np.hstack([values[natural], own]), labels[natural], sample_weight=weights[natural]
+    )
     mixed = values @ within.coef_[0, :2]
     regression = LogisticRegression(C=1e6, max_iter=1000).fit(mixed[:, None], labels, sample_weight=weights)
     first_scale, second_scale = (within.coef_[0, :2] * regression.coef_[0, 0]).tolist()
