@@ -372,9 +372,7 @@ def write_model(
     Raises:
         ModelError: a name is malformed, or a file is missing.
     """
-    for word in (name, version):
-        if not _NAME.match(word):
-            raise ModelError(f"{word!r} cannot name a model: use letters, digits, '.', '_' and '-'")
+    check_names(name, version)
     folder = root / name / version
     data: dict[str, Any] = {
         "name": name,
@@ -395,6 +393,17 @@ def write_model(
     partial.write_text(to_toml(data), encoding="utf-8")
     partial.replace(target)
     return load_model(folder)
+
+
+def check_names(name: str, version: str) -> None:
+    """Refuses what cannot be the folders of a model.
+
+    Raises:
+        ModelError: the name or the version is malformed.
+    """
+    for what, word in (("model", name), ("version", version)):
+        if not _NAME.match(word):
+            raise ModelError(f"{word!r} cannot name a {what}: use letters, digits, '.', '_' and '-'")
 
 
 def to_toml(data: Mapping[str, Any]) -> str:

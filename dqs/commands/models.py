@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dqs.models import ModelFolder
     from dqs.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="List, verify, measure and import models.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, measure, import and promote models.")
 
 
 def _found(settings: Settings) -> list[ModelFolder]:
@@ -44,10 +45,14 @@ def list_models(
     promoted, serving = promoted_versions(roots), find_models(roots)
     shown = find_versions(roots) if every else serving
     for model in shown:
-        size = sum((model.path / file.name).stat().st_size for file in model.files)
+        paths = [model.path / file.name for file in model.files]
+        absent = [path.name for path in paths if not path.is_file()]
+        size = sum(path.stat().st_size for path in paths if path.name not in absent)
         state = "serves" if model.path in {one.path for one in serving} else "-"
         if state == "serves" and model.name in promoted:
             state = "serves, promoted"
+        if absent:
+            state += f", lacks {', '.join(absent)}"
         languages = ",".join(model.languages)
         print(f"{model.label}\t{model.kind}\t{languages}\t{size / 1e6:.1f} MB\t{model.path}\t{state}")
 
@@ -139,9 +144,18 @@ def _try(settings: Settings, before: dict[str, str], after: dict[str, str], *, n
 
 
 @app.command()
-def verify(models: Models = None, data_dir: DataDir = None, config: Config = None) -> None:
-    """Compare every model file with its digest."""
-    for model in _found(make_settings(config, models=models, data_dir=data_dir)):
+def verify(
+    every: Annotated[bool, typer.Option("--all", help="Versions too that do not serve.")] = False,
+    models: Models = None,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Compare the files of models that serve with their digests."""
+    settings = make_settings(config, models=models, data_dir=data_dir)
+    from dqs.models import find_versions, model_roots
+
+    found = find_versions(model_roots(settings.models, settings.data_dir)) if every else _found(settings)
+    for model in found:
         model.verify()
         print(f"{model.label}: {len(model.files)} files are whole.")
 
@@ -192,12 +206,13 @@ def import_(
     from dqs.models import find_models, model_roots, writable_root
 
     root = writable_root(settings.models, settings.data_dir)
+    others = find_models(model_roots(settings.models, settings.data_dir))
     request = Request(
         name=name, version=version, task=task.value, label=label, languages=tuple(language or ()), graph=graph,
         window_tokens=window_tokens, aggregation=None if aggregation is None else aggregation.value,
     )  # fmt: skip
     print("dqs: reading the export and running a trial batch.", file=sys.stderr)
-    imported = import_model(source, root, request, functools.partial(_check_signals, settings))
+    imported = import_model(source, root, request, functools.partial(_check_signals, others))
     _show(imported)
     serving = {model.name: model for model in find_models(model_roots(settings.models, settings.data_dir))}
     chosen = serving[imported.folder.name]
@@ -205,16 +220,22 @@ def import_(
         print(f"dqs: {chosen.label} in {chosen.path} comes first and is what serves.", file=sys.stderr)
 
 
-def _check_signals(settings: Settings, model: ModelFolder) -> None:
-    """Refuses a model that would keep the service from starting."""
+def _check_signals(others: Sequence[ModelFolder], model: ModelFolder) -> None:
+    """Refuses a model that would keep the service from starting, or take the place of one of another kind."""
     from dqs.pipeline import DUPLICATE_SIGNALS
     from dqs.scorers import find_scorers
     from dqs.scorers.classifier import model_signals
+    from dqs.scorers.toxicity import ATTRIBUTES
 
     owners = {signal.name: "the signals that are computed already" for signal in DUPLICATE_SIGNALS}
+    owners |= dict.fromkeys(("toxicity", *(f"toxicity_{name}" for name in ATTRIBUTES)), "the scorer toxicity")
     for name, scorer in find_scorers().items():
         owners |= {signal.name: f"the scorer {name}" for signal in getattr(scorer, "signals", ())}
-    for other in _found(settings):
+    for other in others:
+        if other.name == model.name and other.kind != model.kind:
+            raise ModelError(
+                f"{other.label} is a model of kind {other.kind}, whose place the import would take: give another --name."
+            )
         if other.kind == "classifier" and other.name != model.name:
             owners |= {signal.name: f"the model {other.label}" for signal in model_signals(other)}
     for signal in model_signals(model):

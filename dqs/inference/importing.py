@@ -29,7 +29,7 @@ from dqs.inference.onnx_file import OnnxFile, read_onnx
 from dqs.inference.sessions import HALF_SUFFIX, Runtime, Session, TensorSpec
 from dqs.inference.tokens import TOKENIZER_ROLE
 from dqs.inference.transformer import GRAPH_ROLE, TABLE, Aggregation, Head, Shape, Task, Transformer
-from dqs.models import ModelFolder, load_model, write_model
+from dqs.models import ModelFolder, check_names, load_model, write_model
 
 KIND = "classifier"
 DATA_ROLE = "graph_data"
@@ -137,6 +137,7 @@ def import_model(
     about = _about(source)
     name = request.name or _default_name(source, config)
     version = request.version or _next_version(root, name)
+    check_names(name, version)
     place = root / name / version
     if place.exists():
         raise ModelError(f"The model {name}@{version} is in {root} already: give another --version, or remove it.")

@@ -79,9 +79,9 @@ class Tokenizer:
         self.prefix, self.suffix = self._special_tokens(folder.label)
 
     @property
-    def vocabulary(self) -> int:
-        """Number of token ids, those added later included."""
-        return int(self._inner.get_vocab_size(with_added_tokens=True))
+    def last_id(self) -> int:
+        """The greatest token id, those added later included."""
+        return max(self._inner.get_vocab(with_added_tokens=True).values(), default=0)
 
     @property
     def special_tokens(self) -> int:

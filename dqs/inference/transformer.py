@@ -231,6 +231,22 @@ class Transformer:
             )
         self._inputs = _match_inputs(folder, self.shape, self._session)
         _check_output(folder, self.shape, self._session)
+        self._check_vocabulary(folder)
+
+    def _check_vocabulary(self, folder: ModelFolder) -> None:
+        """Has the graph look up the last token, which else fails when a text first holds it."""
+        last = np.array([self._tokenizer.last_id], dtype=np.int32)
+        one = np.ones(1, dtype=np.int64)
+        window = Windows(last, np.array([0, 1]), np.zeros(1, dtype=np.int64), one, np.zeros((1, 2), dtype=np.int32))
+        try:
+            self._run(window, np.zeros(1, dtype=np.int64))
+        except ModelError:
+            raise
+        except Exception as error:  # onnxruntime raises classes of its own that share no other base
+            raise ModelError(
+                f"The tokenizer of the model {folder.label} knows tokens up to {last[0]}, its graph does not run on "
+                "that one: export graph and tokenizer of the same model."
+            ) from error
 
     def score_texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Scores whole texts.

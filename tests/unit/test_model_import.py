@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tokenizers
 from typer.testing import CliRunner
 
 from dqs.commands.root import app
@@ -231,7 +232,7 @@ def test_a_tokenizer_of_another_model_is_found_out(tmp_path: Path) -> None:
     # A number that the table of embeddings does not reach to, for every word of the trial.
     (source / "tokenizer.json").write_text(re.sub(r'("\[UNK\]": ?)1\b', r"\g<1>7000", text), "utf-8")
 
-    with pytest.raises(ModelError, match="does not run with texts of this tokenizer"):
+    with pytest.raises(ModelError, match="export graph and tokenizer of the same model"):
         run(tmp_path, source=source)
 
 
@@ -333,3 +334,37 @@ def test_a_tokenizer_for_pairs_alone_is_no_hindrance(tmp_path: Path) -> None:
     (source / "config.json").write_text(json.dumps({**config, "_name_or_path": "someone/base-model"}), "utf-8")
 
     assert run(tmp_path, source=source).folder.name == "base-model"
+
+
+@pytest.mark.parametrize(("name", "version"), [("../escaped", "1"), ("mine", "../../escaped"), ("a/b", "1")])
+def test_names_that_are_no_folders_leave_nothing_behind(tmp_path: Path, name: str, version: str) -> None:
+    source, root = write_export(tmp_path / "place" / "export"), tmp_path / "place" / "models"
+    root.mkdir()
+    with pytest.raises(ModelError, match="cannot name a"):
+        import_model(source, root, Request(name=name, version=version))
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+    assert list(root.iterdir()) == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    source, root = write_export(tmp_path / "export"), tmp_path / "models"
+    root.mkdir()
+    tokenizer = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_tokens(["later", "latest"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    with pytest.raises(ModelError, match="export graph and tokenizer of the same model"):
+        import_model(source, root, Request(name="mine"))
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("toxicity-en", "is a model of kind toxicity"), ("toxicity", "the scorer toxicity")]
+)
+def test_the_place_of_shipped_models_is_not_taken(tmp_path: Path, name: str, message: str) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    source = write_export(tmp_path / "export", config={"id2label": {"0": "fine", "1": "insult"}})
+    done = CliRunner().invoke(app, ["models", "import", str(source), "--models", str(root), "--name", name])
+    assert done.exit_code != 0
+    assert message in str(done.exception)
+    assert list(root.iterdir()) == []

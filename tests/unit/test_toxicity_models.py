@@ -74,8 +74,9 @@ def test_one_insult_in_a_long_text_is_found_and_placed(scorer: ToxicityScorer, l
     assert start < len(before) + len(insult)
     assert end > len(before)
     assert end - start < len(text) / 3
-    assert columns.values["toxicity"][0] > 0.7
-    assert columns.values["toxicity"][1] < 0.5
+    limit = {"en": 0.6, "zh": 0.5}[language]  # of the default policy
+    assert columns.values["toxicity"][0] > limit
+    assert columns.values["toxicity"][1] < 0.4
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
