@@ -234,7 +234,8 @@ def _check_signals(others: Sequence[ModelFolder], model: ModelFolder) -> None:
     for other in others:
         if other.name == model.name and other.kind != model.kind:
             raise ModelError(
-                f"{other.label} is a model of kind {other.kind}, whose place the import would take: give another --name."
+                f"{other.label} is a model of kind {other.kind}, whose place the import would take: give another "
+                "--name."
             )
         if other.kind == "classifier" and other.name != model.name:
             owners |= {signal.name: f"the model {other.label}" for signal in model_signals(other)}
