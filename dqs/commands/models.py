@@ -36,7 +36,7 @@ def list_models(
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
-    """List models that serve: name, version, kind, languages, size, folder, and whether they were promoted."""
+    """List models that serve: name, version, kind, languages, size, whether they were promoted, folder."""
     settings = make_settings(config, models=models, data_dir=data_dir)
     from dqs.models import find_models, find_versions, model_roots
     from dqs.promoted import promoted_versions
@@ -54,7 +54,7 @@ def list_models(
         if absent:
             state += f", lacks {', '.join(absent)}"
         languages = ",".join(model.languages)
-        print(f"{model.label}\t{model.kind}\t{languages}\t{size / 1e6:.1f} MB\t{model.path}\t{state}")
+        print(f"{model.label}\t{model.kind}\t{languages}\t{size / 1e6:.1f} MB\t{state}\t{model.path}")
 
 
 @app.command("promote")

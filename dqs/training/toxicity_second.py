@@ -66,7 +66,7 @@ class Plan:
         adversarial: sources whose rows were written to fool classifiers.
     """
 
-    low: float = 0.01
+    low: float = 0.06
     short_per_mb: float = 0.3
     long_per_mb: float = 0.05
     most_windows: int = 4

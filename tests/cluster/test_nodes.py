@@ -220,7 +220,7 @@ def test_a_worker_that_differs_from_the_first_is_refused(cluster: RayCluster, tm
 
 def test_a_worker_without_its_models_says_which(cluster: RayCluster, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models" / "toxicity-en", tmp_path / "models" / "toxicity-en")
-    (tmp_path / "models" / "toxicity-en" / "1" / "model.onnx").write_bytes(b"damaged")
+    (tmp_path / "models" / "toxicity-en" / "2" / "model.onnx").write_bytes(b"damaged")
 
     refused = outcome(
         cluster, tmp_path, "", workers=1, models=str(tmp_path / "models"), worker_start_timeout_s=PATIENCE_S

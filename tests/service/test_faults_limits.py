@@ -173,7 +173,7 @@ class TestMessages:
 
 
 def flip_a_byte(folder: Path) -> None:
-    file = folder / "toxicity-en" / "1" / "model.onnx"
+    file = folder / "toxicity-en" / "2" / "model.onnx"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

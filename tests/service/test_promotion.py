@@ -276,7 +276,7 @@ class TestTheCommand:
             status, out, _ = dqs_here(models.parent, "models", "list", "--all", "--models", models)
             assert status == 0
             rows = [line.split("\t") for line in out.splitlines()]
-            return {row[0]: row[-1] for row in rows if Path(row[4]).is_relative_to(models)}
+            return {row[0]: row[4] for row in rows if Path(row[5]).is_relative_to(models)}
 
         assert states() == {f"{NAME}@1": "serves, promoted", f"{NAME}@2": "-"}
         assert promoted(models, NAME, "--latest")[1].startswith(f"{NAME}: 1 -> 2")
