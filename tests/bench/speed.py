@@ -89,12 +89,16 @@ class Signing:
     def __init__(self, executor: Any) -> None:
         self._executor = executor
 
-    def score(self, utf8: Any, byte_offsets: Any, languages: Any, *, signature: Any = None) -> Any:
+    def score(
+        self, utf8: Any, byte_offsets: Any, languages: Any, *, signature: Any = None, classifiers: Any = None
+    ) -> Any:
         """Scores as the executor does."""
         # Imported here, for it brings the kernels, whose folder is set first.
         from dqs.index.signature import SignatureParameters
 
-        return self._executor.score(utf8, byte_offsets, languages, signature=SignatureParameters())
+        return self._executor.score(
+            utf8, byte_offsets, languages, signature=SignatureParameters(), classifiers=classifiers
+        )
 
 
 def _run_in_process(
