@@ -395,6 +395,23 @@ def write_model(
     return load_model(folder)
 
 
+def check_languages(models: Iterable[ModelFolder]) -> None:
+    """Refuses two models of one kind that serve the same language.
+
+    Raises:
+        ModelError: there are two; the message names both.
+    """
+    served: dict[str, str] = {}
+    for folder in models:
+        for language in folder.languages:
+            if language in served:
+                raise ModelError(
+                    f"The models {served[language]} and {folder.label} both score {folder.kind} for {language!r}: "
+                    "take the language out of one, or give both the same name to let the first folder win."
+                )
+            served[language] = folder.label
+
+
 def check_names(name: str, version: str) -> None:
     """Refuses what cannot be the folders of a model.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dqs.data import Missing
 from dqs.errors import ModelError
 from dqs.inference.sessions import Runtime, Session
-from dqs.models import ModelFolder
+from dqs.models import ModelFolder, check_languages
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.scorers.statistics import StatisticsScorer
 from dqs.text import TextBatch
@@ -72,15 +72,7 @@ class QualityScorer:
 
     def __init__(self, models: Sequence[ModelFolder], runtime: Runtime = _CPU) -> None:
         self._models = [QualityModel(folder, runtime) for folder in models]
-        served: dict[str, str] = {}
-        for folder in models:
-            for language in folder.languages:
-                if language in served:
-                    raise ModelError(
-                        f"The models {served[language]} and {folder.label} both score quality for {language!r}: "
-                        "take the language out of one, or give both the same name to let the first folder win."
-                    )
-                served[language] = folder.label
+        check_languages(models)
 
     def score(self, batch: TextBatch, columns: ScoreColumns) -> None:
         """Fills `quality`."""

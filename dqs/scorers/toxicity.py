@@ -23,10 +23,10 @@ from dqs.inference.runtime import Runtime
 from dqs.inference.sessions import Session
 from dqs.inference.symbols import name_symbols
 from dqs.inference.transformer import Transformer
-from dqs.models import ModelFolder
+from dqs.models import ModelFolder, check_languages
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
-from dqs.text.ngrams import SOUNDS, Ngrams, NgramShape, hash_ngrams, take_windows
+from dqs.text.ngrams import SOUNDS, Ngrams, NgramShape, hash_ngrams, sound_table, take_windows
 
 GRAPH_ROLE = "graph"
 ROUGH_ROLE = "rough"
@@ -76,15 +76,7 @@ class ToxicityScorer:
             *(Signal(f"toxicity_{name}", "probability", 0, 1, Direction.HIGHER_IS_WORSE, ATTRIBUTES[name])
               for name in self._attributes),
         )  # fmt: skip
-        served: dict[str, str] = {}
-        for folder in models:
-            for language in folder.languages:
-                if language in served:
-                    raise ModelError(
-                        f"The models {served[language]} and {folder.label} both score toxicity for {language!r}: "
-                        "take the language out of one, or give both the same name to let the first folder win."
-                    )
-                served[language] = folder.label
+        check_languages(models)
 
     def score(self, batch: TextBatch, columns: ScoreColumns) -> None:
         """Fills `toxicity` and the spans."""
@@ -313,11 +305,11 @@ def _probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 + 0.5 * np.tanh(0.5 * log_odds)
 
 
-def _read_sounds(folder: ModelFolder) -> NDArray[np.uint16]:
+def _read_sounds(folder: ModelFolder) -> NDArray[np.uint32]:
     sounds = np.frombuffer(folder.file(SOUNDS_ROLE).read_bytes(), dtype="<u2")
     if sounds.size != SOUNDS:
         raise ModelError(f"The file of sounds of the model {folder.label} has a wrong size: restore it.")
-    return sounds.astype(np.uint16)
+    return sound_table(sounds.astype(np.uint16))
 
 
 def read_shape(table: Mapping[str, Any], label: str) -> NgramShape:
@@ -345,7 +337,7 @@ def read_shape(table: Mapping[str, Any], label: str) -> NgramShape:
         ) from error
 
 
-def ngram_check(shape: NgramShape, sounds: NDArray[np.uint16] | None = None) -> str:
+def ngram_check(shape: NgramShape, sounds: NDArray[np.uint32] | None = None) -> str:
     """A digest of the ids of a fixed text: differs as soon as words, hashes or n-grams are made otherwise."""
     batch = TextBatch.from_bytes([_CHECK_TEXT.encode()])
     ids = hash_ngrams(batch, np.zeros(1, dtype=np.int64), shape, sounds).ids

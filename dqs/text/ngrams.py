@@ -47,7 +47,7 @@ class NgramShape:
         bits: an n-gram's id is this many low bits of its 64-bit hash.
         block_words: words in a block; the last block of a document may have fewer.
         sound_sizes: n-grams of 1 to this many neighbouring words as they sound; 0 for none. Sounds are
-            classes of Chinese characters that a model brings along (see `hash_ngrams`), and
+            classes of Chinese characters that a model brings along (see `sound_table`), and
             find words that are written with other characters of the same sound.
         simplified: whether traditional Chinese characters are read as simplified ones.
     """
@@ -112,7 +112,7 @@ class Ngrams:
 
 
 def hash_ngrams(
-    batch: TextBatch, documents: NDArray[np.int64], shape: NgramShape, sounds: NDArray[np.uint16] | None = None
+    batch: TextBatch, documents: NDArray[np.int64], shape: NgramShape, sounds: NDArray[np.uint32] | None = None
 ) -> Ngrams:
     """Numbers the n-grams of some documents.
 
@@ -120,8 +120,7 @@ def hash_ngrams(
         batch: the texts.
         documents: int64[m]; indices into the batch, in any order.
         shape: which n-grams.
-        sounds: uint16[SOUNDS]; class of the characters from `FIRST_SOUND` on, 0 where a character
-            sounds like no other. Needed where the shape has sounds.
+        sounds: uint32[0x110000], of `sound_table`; needed where the shape has sounds.
 
     Raises:
         ValueError: the shape has sounds and there is no table of them.
@@ -140,7 +139,7 @@ def hash_ngrams(
     if shape.sound_sizes:
         if sounds is None:
             raise ValueError("n-grams of sounds need a table of sounds")
-        sound_hash = _read_words(batch, documents, sound_table(sounds))
+        sound_hash = _read_words(batch, documents, sounds)
     most_rows, most_ngrams = _count(
         batch.word_start, batch.word_end, batch.word_offsets, documents, shape.word_sizes, shape.sound_sizes, sizes,
         shape.block_words,
@@ -205,7 +204,8 @@ def sound_table(sounds: NDArray[np.uint16]) -> NDArray[np.uint32]:
     """uint32[0x110000]: what each code point is read as where texts are compared by sound.
 
     Args:
-        sounds: uint16[SOUNDS], as for `hash_ngrams`.
+        sounds: uint16[SOUNDS]; class of the characters from `FIRST_SOUND` on, 0 where a character
+            sounds like no other.
     """
     simplified = simplified_table()
     classes = np.zeros(simplified.size, dtype=np.uint32)

@@ -34,7 +34,7 @@ from dqs.errors import ConfigError
 from dqs.models import ModelFolder, write_model
 from dqs.scorers.toxicity import GRAPH_INPUTS, GRAPH_OUTPUT, GRAPH_ROLE, SOUNDS_ROLE, ToxicityModel, ngram_check
 from dqs.text import TextBatch
-from dqs.text.ngrams import ROW_WIDTH, Ngrams, NgramShape, hash_ngrams
+from dqs.text.ngrams import ROW_WIDTH, Ngrams, NgramShape, hash_ngrams, sound_table
 from dqs.training.disguise import sound_classes
 from dqs.training.toxicity_card import model_card
 from dqs.training.toxicity_data import IDENTITY_SOURCE, Rows, disguised_rows, identity_rows, read_data
@@ -359,7 +359,7 @@ def write_toxicity_model(
                 "block_words": shape.block_words,
                 "sound_sizes": shape.sound_sizes,
                 "simplified": shape.simplified,
-                "ngram_check": ngram_check(shape, sounds),
+                "ngram_check": ngram_check(shape, None if sounds is None else sound_table(sounds)),
                 "calibration": {
                     "kind": "logistic",
                     "scale": model.scale,
@@ -503,7 +503,8 @@ class _Corpus:
         clean[len(labelled) : originals] = True
         sounds = sound_classes() if recipe.shape.sound_sizes else None
         batch = TextBatch.from_bytes(rows.texts)
-        ngrams = hash_ngrams(batch, np.arange(len(rows)), recipe.shape, sounds)
+        table = None if sounds is None else sound_table(sounds)
+        ngrams = hash_ngrams(batch, np.arange(len(rows)), recipe.shape, table)
         sources = rows.sources
         family = np.array([recipe.same_intercept.get(source, source) for source in sources.tolist()])
         _, members = np.unique(family, return_inverse=True)

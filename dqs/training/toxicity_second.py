@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression, SGDClassifier
@@ -47,6 +48,10 @@ from dqs.training.toxicity_data import ATTRIBUTE_COLUMNS, Rows, read_clean_docum
 _ROUGH_FILE: Final = "rough.onnx"
 _SECOND_FILE: Final = "second.onnx"
 _TOKENIZER_FILE: Final = "tokenizer.json"
+_WEIGHTS_ROLE: Final = "second_data"
+_WEIGHTS_FILE: Final = "second.bin"
+_LARGE_BYTES: Final = 4 << 20
+"""Larger tensors lie in a file of their own, for hosts of repositories dislike large files."""
 _LEAST = 1e-6
 
 
@@ -116,7 +121,11 @@ def add_second_look(
     ):
         if not (export / name).is_file():
             raise ConfigError(f"{export} has no {name}: export the transformer again")
-        shutil.copyfile(export / name, place / target)
+        if role == SECOND_ROLE:
+            _copy_graph(export / name, place)
+            files[_WEIGHTS_ROLE] = place / _WEIGHTS_FILE
+        else:
+            shutil.copyfile(export / name, place / target)
         files[role] = place / target
     for path in files.values():
         if path.parent != place:
@@ -173,6 +182,19 @@ def add_second_look(
     model = written({**limits, **mixed, "attributes": attributes})
     _add_to_card(folder.path / "CARD.md", place / "CARD.md", plan, names)
     return model
+
+
+def _copy_graph(graph: Path, place: Path) -> None:
+    """Writes the graph with its largest tensors in `_WEIGHTS_FILE` beside it."""
+    (place / _WEIGHTS_FILE).unlink(missing_ok=True)  # onnx appends
+    onnx.save_model(
+        onnx.load(str(graph)),
+        str(place / _SECOND_FILE),
+        save_as_external_data=True,
+        location=_WEIGHTS_FILE,
+        size_threshold=_LARGE_BYTES,
+    )
+    (place / _WEIGHTS_FILE).chmod(0o644)  # onnx keeps it to its writer
 
 
 def _add_to_card(card: Path, target: Path, plan: Plan, attributes: list[str]) -> None:

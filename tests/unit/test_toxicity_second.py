@@ -16,7 +16,7 @@ from dqs.models import ModelFolder, write_model
 from dqs.scorer import ScoreColumns
 from dqs.scorers.toxicity import ToxicityModel, ToxicityScorer, ngram_check
 from dqs.text import TextBatch
-from dqs.text.ngrams import FIRST_SOUND, SOUNDS, NgramShape, hash_ngrams, take_windows
+from dqs.text.ngrams import FIRST_SOUND, SOUNDS, NgramShape, hash_ngrams, sound_table, take_windows
 from dqs.training.toxicity import LinearModel, build_graph
 from tests.unit.networks import expected_logits, write_graph, write_tokenizer
 
@@ -216,7 +216,7 @@ def test_sounds_join_characters_that_sound_alike() -> None:
         sounds[ord(character) - FIRST_SOUND] = 7
 
     def ids(text: str) -> set[int]:
-        found = hash_ngrams(TextBatch.from_bytes([text.encode()]), np.arange(1), shape, sounds)
+        found = hash_ngrams(TextBatch.from_bytes([text.encode()]), np.arange(1), shape, sound_table(sounds))
         assert int(found.block_ngrams.sum()) == np.count_nonzero(found.ids != shape.padding)
         return set(found.ids.reshape(-1).tolist()) - {shape.padding}
 
@@ -233,7 +233,7 @@ def test_many_short_documents_of_sounds_have_room() -> None:
     sounds = (np.arange(SOUNDS) % 400 + 1).astype(np.uint16)
     random = np.random.default_rng(1)
     texts = ["".join(map(chr, random.integers(0x4E00, 0x9FA5, 4))).encode() for _ in range(500)]
-    found = hash_ngrams(TextBatch.from_bytes(texts), np.arange(500), shape, sounds)
+    found = hash_ngrams(TextBatch.from_bytes(texts), np.arange(500), shape, sound_table(sounds))
     assert found.ids.shape[0] == found.row_block.size
     np.testing.assert_array_equal(found.block_ngrams, (found.ids != shape.padding).sum(axis=1))
 
