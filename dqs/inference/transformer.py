@@ -275,30 +275,6 @@ class Transformer:
         """
         return self.score_texts([batch.text(document) for document in documents.tolist()])
 
-    def score_spans(
-        self,
-        batch: TextBatch,
-        documents: NDArray[np.int64],
-        start: NDArray[np.int64],
-        end: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Scores parts of documents; one that is longer than a window is cut like a text of its own.
-
-        Args:
-            batch: the texts.
-            documents: int64[m]; index of the document that each part lies in.
-            start: int64[m]; its first code point, within the document.
-            end: int64[m]; past its last one.
-
-        Returns:
-            float32[m, labels], as `score_texts` gives them.
-        """
-        begin = batch.codepoint_offsets[documents]
-        places = zip((begin + start).tolist(), (begin + end).tolist(), strict=True)
-        texts = [batch.codepoints[first:past].tobytes().decode("utf-32-le") for first, past in places]
-        windows = self.windows(texts, spans=False)
-        return _aggregate(self.score_windows(windows), windows.window_offsets, self.shape.aggregation)
-
     def windows(self, texts: Sequence[str], *, spans: bool = True) -> Windows:
         """Tokenises texts and cuts them into windows, as model.toml says.
 
