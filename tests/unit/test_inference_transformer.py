@@ -151,23 +151,16 @@ def test_the_main_label_decides(tmp_path: Path) -> None:
     assert spans[0] != spans[1]
 
 
-def test_parts_of_documents_are_scored_as_texts_of_their_own(tmp_path: Path) -> None:
+def test_documents_of_a_batch_are_scored_as_their_texts(tmp_path: Path) -> None:
     model = write_loaded(tmp_path)
     texts = ["good 好 bad word", "\ufeff🙂 vile " * 12, "", "fine"]
     batch = TextBatch.from_bytes([text.encode() for text in texts])
-    documents = np.array([0, 1, 1, 3, 0, 2])
-    start = np.array([0, 3, 0, 1, 2, 0])
-    end = np.array([8, 9, len(texts[1]), 4, 2, 0])
 
-    scores = model.score_spans(batch, documents, start, end)
-
-    parts = [texts[d][s:e] for d, s, e in zip(documents.tolist(), start.tolist(), end.tolist(), strict=True)]
-    np.testing.assert_allclose(scores, model.score_texts(parts)[0], atol=1e-5)
     whole, spans = model.score_documents(batch, np.array([3, 1]))
+
     np.testing.assert_allclose(whole, model.score_texts([texts[3], texts[1]])[0], atol=1e-5)
     assert spans.shape == (2, 2)
-    none = np.empty(0, dtype=np.int64)
-    assert model.score_spans(batch, none, none, none).shape == (0, 2)
+    assert model.score_documents(batch, np.empty(0, dtype=np.int64))[0].shape == (0, 2)
 
 
 def test_runs_pad_little_and_stay_small(tmp_path: Path) -> None:
