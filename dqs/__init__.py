@@ -32,7 +32,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return version("dqs")
+            found = version("dqs")
         except PackageNotFoundError:
-            return "0+unknown"  # a source tree that was never installed
+            found = "0+unknown"  # a source tree that was never installed
+        # Kept: it is read from a file, and a server that has no descriptor left is still asked for it.
+        globals()["__version__"] = found
+        return found
     raise AttributeError(f"module 'dqs' has no attribute {name!r}")

@@ -148,7 +148,7 @@ class ScoringServer:
         """
         if self._watch is None:
             await self.listen()
-        settings = self._settings
+        settings, version = self._settings, dqs.__version__
         limits = Limits.of(settings)
         admission = Admission(limits, self.metrics)
         self._batcher = Batcher(
@@ -164,7 +164,7 @@ class ScoringServer:
             admission,
             self._batcher,
             Encoder(pipeline.signals),
-            lambda: encode_server_info(pipeline, limits, dqs.__version__),
+            lambda: encode_server_info(pipeline, limits, version),
             self._gate,
         )
         self._corpora = CorpusServicer(pipeline, self._batcher, admission, self._gate, limits, self._tenants)

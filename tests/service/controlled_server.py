@@ -23,7 +23,9 @@ from dqs.server.server import serve
 from dqs.settings import Settings, load_settings
 from tests.service.serving import DUPLICATE_NAMES, READY_PREFIX, ROOT, GatedExecutor
 
-OPENED, SLOTS, LOST, CLOSE, OPEN = "opened", "slots", "lost", "close", "open"
+OPENED, SLOTS, LOST, CLOSE, HOLD, OPEN = "opened", "slots", "lost", "close", "hold", "open"
+CLOSED, HELD = "closed", "held"
+"""Answers to `CLOSE` and `HOLD`, lines on standard output."""
 
 
 class ControlledServer:
@@ -78,6 +80,21 @@ class ControlledServer:
         self._process.stdin.write(" ".join(map(str, words)) + "\n")
         self._process.stdin.flush()
 
+    def close_gate(self) -> None:
+        """Holds back every batch that comes from now on."""
+        self.tell(CLOSE)
+        self._answer(CLOSED)
+
+    def wait_until_held(self) -> None:
+        """Waits until a batch stands at the gate, which was closed before."""
+        self.tell(HOLD)
+        self._answer(HELD)
+
+    def _answer(self, wanted: str) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line.strip() == wanted, self.log()
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal."""
         self._process.send_signal(number)
@@ -104,7 +121,7 @@ def free_port() -> int:
 
 
 def main(settings: Settings) -> None:
-    """Serves; lines of standard input are commands: opened, slots N, lost REASON, close, open."""
+    """Serves; lines of standard input are commands: opened, slots N, lost REASON, close, hold, open."""
     executor = GatedExecutor(InlineExecutor(build_scorers([])))
     policies = load_policies(None, {signal.name for signal in executor.signals} | DUPLICATE_NAMES)
     opened = threading.Event()
@@ -121,6 +138,12 @@ def main(settings: Settings) -> None:
                     executor.set_slots(0, argument)
                 case "close":
                     executor.close_gate()
+                    while not executor.entered.empty():
+                        executor.entered.get()
+                    print(CLOSED, flush=True)
+                case "hold":
+                    executor.entered.get()
+                    print(HELD, flush=True)
                 case "open":
                     executor.open_gate()
 

@@ -30,7 +30,7 @@ from dqs.v1 import scoring_pb2 as pb
 from dqs.v1 import server_info_pb2
 from dqs.v1.scoring_pb2_grpc import ScoringServiceStub
 from tests.service.certificates import Authority
-from tests.service.controlled_server import CLOSE, LOST, OPEN, OPENED, SLOTS, ControlledServer, free_port
+from tests.service.controlled_server import LOST, OPEN, OPENED, SLOTS, ControlledServer, free_port
 from tests.service.serving import ENGLISH, ROOT, LocalServer, status_of, wait_until
 
 NO_INDEX = pb.ScoreOptions(deduplication=pb.DEDUPLICATION_DISABLED)
@@ -278,11 +278,12 @@ class TestTheEnd:
         ):
             watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
             assert next(watch).status == SERVING
-            process.tell(CLOSE)
+            process.close_gate()
             open_call = scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
             requests: queue.SimpleQueue[pb.ScoreStreamRequest] = queue.SimpleQueue()
             open_stream = scoring.ScoreStream(iter(requests.get, None), timeout=PATIENCE_S)
             requests.put(message(1))
+            process.wait_until_held()
             # Its answer tells that the calls before it on this connection are in.
             scoring.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=PATIENCE_S)
             process.signal()
@@ -305,9 +306,9 @@ class TestTheEnd:
             ControlledServer(data_dir=tmp_path, drain_s=600) as process,
             stubs(process.address) as (scoring, health),
         ):
-            process.tell(CLOSE)
+            process.close_gate()
             open_call = scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
-            scoring.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=PATIENCE_S)
+            process.wait_until_held()
             process.signal()
             wait_until(lambda: health_of(health) == NOT_SERVING)
             process.signal(signal.SIGINT)
@@ -317,9 +318,9 @@ class TestTheEnd:
 
     def test_what_hangs_is_cut_off(self, tmp_path: Path) -> None:
         with ControlledServer(data_dir=tmp_path, drain_s=1) as process, stubs(process.address) as (scoring, _):
-            process.tell(CLOSE)
+            process.close_gate()
             open_call = scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
-            scoring.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=PATIENCE_S)
+            process.wait_until_held()
             process.signal()
             assert open_call.code() in (Code.UNAVAILABLE, Code.CANCELLED)
             assert process.status(server_module.CLOSE_S + PATIENCE_S) == server_module.CUT_OFF_STATUS
@@ -334,9 +335,9 @@ class TestTheEnd:
             stubs(process.address) as (scoring, _),
         ):
             if hangs:
-                process.tell(CLOSE)
+                process.close_gate()
                 scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
-                scoring.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=PATIENCE_S)
+                process.wait_until_held()
             process.tell(LOST, "the head of the cluster is gone")
             assert process.status(server_module.LOST_DRAIN_S + server_module.CLOSE_S + PATIENCE_S) == LOST_STATUS
             said = [line for line in process.log().splitlines() if "the head of the cluster is gone" in line]
