@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,15 +125,23 @@ def transformer(
     data: Data,
     language: Language,
     output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
+    start: Annotated[Path | None, typer.Option("--from", help="network.pt of an earlier run to go on from.")] = None,
     seed: Seed = 3,
 ) -> None:
     """Fine-tune an encoder for the second look of a toxicity model; needs torch, takes a GPU where there is one."""
-    try:
-        from dqs.training.transformer import fine_tune
-    except ImportError as error:
-        raise ConfigError(f"Fine-tuning needs {error.name}; run: pip install 'dqs[finetune]'.") from None
+    _fine_tune()(base, data, output, language, start=start, seed=seed, progress=_say)
+    print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
-    fine_tune(base, data, output, language, seed=seed, progress=_say)
+
+@app.command()
+def characters(
+    data: Data,
+    language: Language,
+    output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
+    seed: Seed = 3,
+) -> None:
+    """Train a network over characters, for the second look of a toxicity model where no encoder is; needs torch."""
+    _fine_tune()(None, data, output, language, seed=seed, progress=_say)
     print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
 
@@ -171,6 +180,14 @@ def quality(
         progress=_say,
     )
     _done(report.model)
+
+
+def _fine_tune() -> Callable[..., Path]:
+    try:
+        from dqs.training.transformer import fine_tune
+    except ImportError as error:
+        raise ConfigError(f"Fine-tuning needs {error.name}; run: pip install 'dqs[finetune]'.") from None
+    return fine_tune
 
 
 def _say(line: str) -> None:

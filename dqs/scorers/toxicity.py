@@ -26,10 +26,11 @@ from dqs.inference.transformer import Transformer
 from dqs.models import ModelFolder, check_languages
 from dqs.scorer import Direction, ScoreColumns, Signal
 from dqs.text import TextBatch
+from dqs.text.manner import MANNERS, measure_manner
 from dqs.text.ngrams import SOUNDS, Ngrams, NgramShape, hash_ngrams, sound_table, take_windows
 
 GRAPH_ROLE = "graph"
-ROUGH_ROLE = "rough"
+POST_ROLE = "post"
 SECOND_ROLE = "second"
 SOUNDS_ROLE = "sounds"
 SECOND_LABEL = "toxic"
@@ -41,6 +42,8 @@ ATTRIBUTES = {
     "sexual": "Probability that the worst window is toxic and sexual.",
 }
 """What models may say of toxic text besides; each is a signal `toxicity_<name>`."""
+SIGNS = ("toxicity", "post", *MANNERS)
+"""What decides whether a window is worth a second look: log-odds of two n-gram models, and how it is written."""
 GRAPH_INPUTS = ("ngrams", "row_block", "block_ngrams", "window_first", "window_second")
 GRAPH_OUTPUT = "probability"
 
@@ -113,7 +116,10 @@ class ToxicityModel:
         languages: ISO 639-1 codes that it serves.
         shape: the n-grams that its weights belong to.
         threshold: probability from which on the model's card calls a document toxic.
+        discount: of a document of n windows, log-odds are lowered by this times the natural logarithm of n: the
+            worst of many windows has high log-odds by chance alone.
         attributes: names of what it says of toxic text besides, such as `insult`.
+        second: what looks again, or None.
 
     Raises:
         ModelError: model.toml lacks a key, a graph does not load, or the kernels number
@@ -125,6 +131,7 @@ class ToxicityModel:
         self.languages = frozenset(folder.languages)
         self.shape = read_shape(table, folder.label)
         self.threshold = _number(table, "threshold", folder.label)
+        self.discount = _number({"discount": 0.0, **table}, "discount", folder.label)
         self.sounds = _read_sounds(folder) if self.shape.sound_sizes else None
         if table.get("ngram_check") != ngram_check(self.shape, self.sounds):
             raise ModelError(
@@ -132,8 +139,8 @@ class ToxicityModel:
                 "train it again, or install the version of DQS that it came with."
             )
         self._first = _NgramGraph(folder, GRAPH_ROLE, runtime)
-        self._second = _SecondLook(folder, runtime) if folder.has_file(SECOND_ROLE) else None
-        self.attributes = () if self._second is None else self._second.attributes
+        self.second = SecondLook(folder, runtime) if folder.has_file(SECOND_ROLE) else None
+        self.attributes = () if self.second is None else self.second.attributes
 
     def score(self, batch: TextBatch, documents: NDArray[np.int64], *, second_look: bool = True) -> Toxicity:
         """Scores documents that have at least one word, whatever their language.
@@ -146,23 +153,29 @@ class ToxicityModel:
         ngrams = hash_ngrams(batch, documents, self.shape, self.sounds)
         probability = self._first.run(ngrams)
         looked = np.zeros(0, dtype=np.int64)
-        labels = np.zeros((0, len(self.attributes)), dtype=np.float32)
-        if self._second is not None and second_look:
-            looked, left_out = self._second.choose(ngrams, probability)
+        log_odds = np.zeros((0, 1 + len(self.attributes)))
+        if self.second is not None and second_look:
+            looked, left_out = self.second.choose(batch, documents, ngrams, probability)
             if looked.size:
-                document = np.searchsorted(ngrams.window_offsets, looked, side="right") - 1
-                start, end = _places(batch, documents[document], ngrams.window_start[looked], ngrams.window_end[looked])
-                judged, labels = self._second.judge(batch, documents[document], start, end, probability[looked])
-                probability[looked] = judged
+                log_odds = self.second.look(batch, documents, ngrams, looked)
+                probability[looked] = self.second.mix(probability[looked], log_odds[:, 0])
                 # Likelier windows of the same document were judged in their place.
                 probability[left_out] = 0
         best = _worst_windows(probability, ngrams.window_offsets)
         start, end = _places(batch, documents, ngrams.window_start[best], ngrams.window_end[best])
-        worst = probability[best]
+        worst = self._discounted(probability[best], ngrams)
         attributes = np.zeros((documents.size, 0), dtype=np.float32)
-        if self._second is not None:
-            attributes = self._second.attribute(worst, best, looked, labels)
+        if self.second is not None:
+            attributes = self.second.attribute(worst, best, looked, log_odds[:, 1:])
         return Toxicity(worst, np.stack([start, end], axis=1).astype(np.int32), attributes, looked.size)
+
+    def _discounted(self, worst: NDArray[np.float32], ngrams: Ngrams) -> NDArray[np.float32]:
+        windows = np.diff(ngrams.window_offsets)
+        several = windows > 1
+        if self.discount and several.any():
+            lowered = log_odds_of(worst[several]) - self.discount * np.log(windows[several])
+            worst[several] = _probability(lowered)
+        return worst
 
     def score_windows(self, ngrams: Ngrams) -> NDArray[np.float32]:
         """What the fast graph says of each window: float32[windows] probability, 0 to 1."""
@@ -207,23 +220,33 @@ class _NgramGraph:
         return np.asarray(probability, dtype=np.float32)
 
 
-class _SecondLook:
+class SecondLook:
     """A transformer that looks again at the windows of which the n-grams do not know enough.
 
-    A window is looked at if its n-grams' probability reaches `low` and it reads like
-    what people write to each other rather than like edited prose: a second set of n-gram
-    weights says how likely that is. Of one document at most `most_windows` are looked at.
-    The probability is then that of a logistic regression on both models' log-odds.
+    A window is looked at if its n-grams' probability reaches `low_short` and it reads like
+    what people write to each other rather than like edited prose: a weighted sum of `SIGNS`
+    says so, which a second set of n-gram weights contributes to. Windows of documents
+    that have more than one meet limits of their own, and at most `most_windows` of a document
+    are looked at. The probability is then that of a logistic regression on both models' log-odds.
     """
 
     def __init__(self, folder: ModelFolder, runtime: Runtime) -> None:
         table = folder.table("toxicity").get("second")
         if not isinstance(table, dict):
             raise ModelError(f"The model {folder.label} has no table [toxicity.second]: restore its model.toml.")
-        self._low = _number(table, "low", folder.label)
-        self._rough_short = _number(table, "rough_short", folder.label)
-        self._rough_long = _number(table, "rough_long", folder.label)
+        low, limit = (
+            [_number(table, f"{name}_{length}", folder.label) for length in ("short", "long")]
+            for name in ("low", "limit")
+        )
+        self._low, self._limit = np.array(low, dtype=np.float32), np.array(limit)
         self._most = int(_number(table, "most_windows", folder.label))
+        signs = table.get("signs")
+        if not isinstance(signs, dict) or set(signs) != set(SIGNS):
+            raise ModelError(
+                f"The table [toxicity.second.signs] of the model {folder.label} must have a number for each of "
+                f"{', '.join(SIGNS)}: restore its model.toml."
+            )
+        self._sign_weights = np.array([_number(signs, name, folder.label) for name in SIGNS])
         self._weights = tuple(_number(table, key, folder.label) for key in ("first_scale", "second_scale", "offset"))
         named = table.get("attributes", {})
         if not isinstance(named, dict) or not set(named) <= set(ATTRIBUTES):
@@ -234,7 +257,7 @@ class _SecondLook:
         self._attribute_weights = np.array(
             [[_number(named[name], key, folder.label) for key in ("scale", "offset", "base")] for name in named]
         ).reshape(len(named), 3)[[list(named).index(name) for name in self.attributes]]
-        self._rough = _NgramGraph(folder, ROUGH_ROLE, runtime)
+        self._post = _NgramGraph(folder, POST_ROLE, runtime)
         self._network = Transformer(folder, runtime, graph_role=SECOND_ROLE)
         if self._network.labels != (SECOND_LABEL, *self.attributes) or self._network.shape.head != "multi_label":
             raise ModelError(
@@ -242,45 +265,58 @@ class _SecondLook:
                 f"{', '.join((SECOND_LABEL, *self.attributes))}: restore its model.toml."
             )
 
-    def choose(self, ngrams: Ngrams, probability: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def choose(
+        self, batch: TextBatch, documents: NDArray[np.int64], ngrams: Ngrams, probability: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The windows to look at, in ascending order, and those that would be but for `most_windows`: int64 each."""
-        candidates = np.flatnonzero(probability >= self._low)
+        windows = np.diff(ngrams.window_offsets)
+        document = np.repeat(np.arange(windows.size), windows)
+        is_long = np.minimum(windows[document], 2) - 1
+        candidates = np.flatnonzero(probability >= self._low[is_long])
         if not candidates.size:
             return candidates, candidates
-        rough = self._rough.run(take_windows(ngrams, candidates))
-        document = np.searchsorted(ngrams.window_offsets, candidates, side="right") - 1
-        alone = np.diff(ngrams.window_offsets)[document] == 1
-        kept = rough >= np.where(alone, np.float32(self._rough_short), np.float32(self._rough_long))
-        candidates, document = candidates[kept], document[kept]
+        signs = self.signs(batch, documents, ngrams, probability, candidates)
+        kept = signs @ self._sign_weights >= self._limit[is_long[candidates]]
+        candidates = candidates[kept]
+        document = document[candidates]
         # By document, the likeliest windows first; equals in the order of the text.
         order = np.lexsort((-probability[candidates], document))
         place = np.arange(order.size) - np.searchsorted(document[order], document[order], side="left")
         return np.sort(candidates[order[place < self._most]]), candidates[order[place >= self._most]]
 
-    def judge(
+    def signs(
         self,
         batch: TextBatch,
         documents: NDArray[np.int64],
-        start: NDArray[np.int64],
-        end: NDArray[np.int64],
-        first: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Looks at k windows: float32[k] probability by both models, and the log-odds of float32[k, attributes]."""
-        begin = batch.codepoint_offsets[documents]
-        places = zip((begin + start).tolist(), (begin + end).tolist(), strict=True)
-        texts = [batch.codepoints[opening:past].tobytes().decode("utf-32-le") for opening, past in places]
+        ngrams: Ngrams,
+        probability: NDArray[np.float32],
+        windows: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """float64[k, len(SIGNS)] of k windows."""
+        post = self._post.run(take_windows(ngrams, windows))
+        manner = measure_manner(batch.codepoints, *_stretches(batch, documents, ngrams, windows))
+        return np.column_stack([log_odds_of(probability[windows]), log_odds_of(post), manner])
+
+    def look(
+        self, batch: TextBatch, documents: NDArray[np.int64], ngrams: Ngrams, windows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The network's log-odds of k windows: float64[k, 1 + attributes]."""
+        places = zip(*(place.tolist() for place in _stretches(batch, documents, ngrams, windows)), strict=True)
+        texts = [batch.codepoints[begin:end].tobytes().decode("utf-32-le") for begin, end in places]
         scores, _ = self._network.score_texts([name_symbols(text) for text in texts])
-        log_odds = _log_odds(scores)
+        return log_odds_of(scores)
+
+    def mix(self, first: NDArray[np.float32], second: NDArray[np.float64]) -> NDArray[np.float32]:
+        """float32[k]: the probability by the n-grams' probability and the network's log-odds."""
         first_scale, second_scale, offset = self._weights
-        mixed = first_scale * _log_odds(first) + second_scale * log_odds[:, 0] + offset
-        return _probability(mixed).astype(np.float32), log_odds[:, 1:].astype(np.float32)
+        return _probability(first_scale * log_odds_of(first) + second_scale * second + offset).astype(np.float32)
 
     def attribute(
         self,
         toxicity: NDArray[np.float32],
         best: NDArray[np.int64],
         looked: NDArray[np.int64],
-        log_odds: NDArray[np.float32],
+        log_odds: NDArray[np.float64],
     ) -> NDArray[np.float32]:
         """float32[m, attributes] of m documents by their worst windows `best`.
 
@@ -296,7 +332,8 @@ class _SecondLook:
         return cast(NDArray[np.float32], (toxicity[:, None] * given_toxic).astype(np.float32))
 
 
-def _log_odds(probability: NDArray[np.float32]) -> NDArray[np.float64]:
+def log_odds_of(probability: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64: natural log-odds of probabilities, at most those of `_LEAST_PROBABILITY` from 0 and 1."""
     kept = np.clip(probability.astype(np.float64), _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     return np.log(kept) - np.log1p(-kept)
 
@@ -349,6 +386,21 @@ def _number(table: Mapping[str, Any], key: str, label: str) -> float:
     if not isinstance(value, int | float):
         raise ModelError(f"The model {label} has no number {key!r} in [toxicity]: restore its model.toml.")
     return float(value)
+
+
+def _stretches(
+    batch: TextBatch, documents: NDArray[np.int64], ngrams: Ngrams, windows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Code points of the batch that k windows stand for, int64[k] each: firsts and past-the-lasts.
+
+    What stands before the first word of a document and after its last belongs to the first and the last window.
+    """
+    at = np.searchsorted(ngrams.window_offsets, windows, side="right") - 1
+    document = documents[at]
+    start, end = _places(batch, document, ngrams.window_start[windows], ngrams.window_end[windows])
+    begin, past = batch.codepoint_offsets[document], batch.codepoint_offsets[document + 1]
+    is_first, is_last = windows == ngrams.window_offsets[at], windows + 1 == ngrams.window_offsets[at + 1]
+    return np.where(is_first, begin, begin + start), np.where(is_last, past, begin + end)
 
 
 def _places(

@@ -10,7 +10,9 @@ The steps of `train_toxicity`:
    Some of the weights that tell posts from clean prose are added.
 3. Fit it again without some of the data, score what was left out window by window,
    and fit the calibration to these scores, mixed to the recipe's share of toxic text.
-4. Write the graph, model.toml and CARD.md.
+4. Change the weights as little as possible so that neutral sentences about groups of
+   people stay below the recipe's probability.
+5. Write the graph, model.toml and CARD.md.
 
 Evaluation of a model on rows that it has not seen is here as well.
 """
@@ -36,6 +38,7 @@ from dqs.scorers.toxicity import GRAPH_INPUTS, GRAPH_OUTPUT, GRAPH_ROLE, SOUNDS_
 from dqs.text import TextBatch
 from dqs.text.ngrams import ROW_WIDTH, Ngrams, NgramShape, hash_ngrams, sound_table
 from dqs.training.disguise import sound_classes
+from dqs.training.neutral import hold_down
 from dqs.training.toxicity_card import model_card
 from dqs.training.toxicity_data import IDENTITY_SOURCE, Rows, disguised_rows, identity_rows, read_data
 from dqs.training.toxicity_figures import SourceFigures, figures_by_source, source_figures
@@ -77,6 +80,8 @@ class Recipe:
         threshold: probability from which on the card and the default policy call a document toxic.
         disguised_share: share of the labelled rows that are trained on a second time with disguised words.
         identity_repeats: how often each neutral sentence about a group of people is trained on.
+        identity_probability: such sentences are held at or below it, by the smallest change of weights.
+        discount: log-odds are lowered by this times the logarithm of a document's number of windows.
         register_share: how much of the weights that tell posts from clean prose is added to those of toxicity.
     """
 
@@ -93,6 +98,8 @@ class Recipe:
     threshold: float = 0.5
     disguised_share: float = 0.0
     identity_repeats: int = 0
+    identity_probability: float = 1.0
+    discount: float = 0.0
     register_share: float = 0.0
 
 
@@ -108,6 +115,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         clean_share=0.9,
         disguised_share=0.2,
         identity_repeats=1,
+        identity_probability=0.15,
+        discount=0.5,
         register_share=0.12,
     ),
     "zh": Recipe(
@@ -119,7 +128,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         threshold=0.5,
         folds_by_source=False,
         disguised_share=0.2,
-        identity_repeats=30,
+        identity_repeats=10,
+        identity_probability=0.01,
         register_share=0.17,
     ),
 }
@@ -229,7 +239,12 @@ def train_toxicity(
     scale, offset = _calibrate(corpus, unseen, recipe)
 
     progress(f"training on {len(corpus.labels)} rows")
-    model = LinearModel(_fit(corpus, np.ones(corpus.labels.size, dtype=np.bool_), recipe, seed), scale, offset)
+    weights = _fit(corpus, np.ones(corpus.labels.size, dtype=np.bool_), recipe, seed)
+    sentences = identity_rows(language)
+    if recipe.identity_probability < 1 and len(sentences):
+        limit = (_log_odds(recipe.identity_probability) - offset) / scale
+        weights = hold_down(weights, corpus.rows_of(sentences, recipe.shape), limit)
+    model = LinearModel(weights, scale, offset)
     folder = write_toxicity_model(
         model,
         recipe,
@@ -353,6 +368,7 @@ def write_toxicity_model(
         tables={
             KIND: {
                 "threshold": recipe.threshold,
+                "discount": recipe.discount,
                 "word_sizes": shape.word_sizes,
                 "character_sizes": list(shape.character_sizes),
                 "bits": shape.bits,
@@ -521,6 +537,11 @@ class _Corpus:
             origin=np.append(np.arange(originals), copied),
             sounds=sounds,
         )
+
+    def rows_of(self, rows: Rows, shape: NgramShape) -> sparse.csr_matrix:
+        """The rows that scikit-learn would learn from, of other texts."""
+        table = None if self.sounds is None else sound_table(self.sounds)
+        return ngram_matrix(hash_ngrams(TextBatch.from_bytes(rows.texts), np.arange(len(rows)), shape, table), shape)
 
     @property
     def originals(self) -> NDArray[np.bool_]:

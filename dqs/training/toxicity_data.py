@@ -80,14 +80,17 @@ class Rows:
 
     def take(self, chosen: NDArray[np.bool_]) -> Rows:
         """The rows where `chosen`, bool[n], is true."""
-        texts = [text for text, wanted in zip(self.texts, chosen.tolist(), strict=True) if wanted]
+        return self.pick(np.flatnonzero(chosen))
+
+    def pick(self, order: NDArray[np.int64]) -> Rows:
+        """Rows by their indices, int64[k], in that order."""
         return Rows(
-            texts,
-            self.labels[chosen],
-            self.sources[chosen],
-            self.splits[chosen],
-            self.ship[chosen],
-            self.attributes[chosen],
+            [self.texts[i] for i in order.tolist()],
+            self.labels[order],
+            self.sources[order],
+            self.splits[order],
+            self.ship[order],
+            self.attributes[order],
         )
 
 
@@ -124,20 +127,15 @@ def identity_rows(language: str) -> Rows:
     """Neutral sentences about groups of people, with the label 0; none in a language without them."""
     table = tomllib.loads(files("dqs.training").joinpath("identities.toml").read_text("utf-8")).get(language, {})
     return _harmless(
-        [
-            sentence.replace("{}", term).encode()
-            for term in table.get("terms", ())
-            if term not in table["held_out"]
-            for sentence in table["train"]
-        ],
+        [sentence.replace("{}", term).encode() for term in table.get("terms", ()) for sentence in table["train"]],
         IDENTITY_SOURCE,
     )
 
 
 def identity_test(language: str) -> tuple[list[str], list[str], frozenset[str]]:
-    """Terms, test sentences with `{}` in the term's place, and the terms that training does not see."""
+    """All terms, test sentences with `{}` in the term's place, and the terms that training does not see."""
     table = tomllib.loads(files("dqs.training").joinpath("identities.toml").read_text("utf-8"))[language]
-    return table["terms"], table["test"], frozenset(table["held_out"])
+    return [*table["terms"], *table["held_out"]], table["test"], frozenset(table["held_out"])
 
 
 def disguised_rows(rows: Rows, language: str, share: float, seed: int) -> tuple[Rows, NDArray[np.int64]]:

@@ -4,11 +4,13 @@ Begins with a model of n-grams (`dqs.training.toxicity`) and a transformer that 
 fine-tuned and exported elsewhere, and writes the two as one model folder:
 
 1. Fit n-gram weights that tell what people post from edited prose.
-2. Choose limits so that of clean documents no more windows a megabyte are looked at
-   than the plan allows, one for documents of one window, one for longer ones.
-3. Fit a logistic regression on both models' log-odds to the windows of rows for
+2. Fit a logistic regression on these, on the n-grams' log-odds of toxicity and on how a
+   passage is written, which tells posts from documents of one window.
+3. Choose limits of its log-odds so that of clean documents no more windows a megabyte are
+   looked at than the plan allows, one for documents of one window, one for longer ones.
+4. Fit a logistic regression on both models' log-odds to the windows of rows for
    development and of clean text that pass the limits.
-4. Fit each attribute's log-odds to the toxic rows for development that have it annotated.
+5. Fit each attribute's log-odds to the toxic rows for development that have it annotated.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,24 +30,26 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 
 from dqs.errors import ConfigError
-from dqs.inference.symbols import name_symbols
 from dqs.inference.tokens import TOKENIZER_ROLE
-from dqs.inference.transformer import TABLE, Transformer
+from dqs.inference.transformer import TABLE
 from dqs.models import ModelFolder, write_model
 from dqs.scorers.toxicity import (
     GRAPH_ROLE,
-    ROUGH_ROLE,
+    POST_ROLE,
     SECOND_LABEL,
     SECOND_ROLE,
+    SIGNS,
     SOUNDS_ROLE,
+    SecondLook,
     ToxicityModel,
+    log_odds_of,
 )
 from dqs.text import TextBatch
-from dqs.text.ngrams import Ngrams, NgramShape, hash_ngrams
+from dqs.text.ngrams import hash_ngrams
 from dqs.training.toxicity import KIND, LinearModel, build_graph, ngram_matrix
 from dqs.training.toxicity_data import ATTRIBUTE_COLUMNS, Rows, read_clean_documents, read_data
 
-_ROUGH_FILE: Final = "rough.onnx"
+_POST_FILE: Final = "post.onnx"
 _SECOND_FILE: Final = "second.onnx"
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _WEIGHTS_ROLE: Final = "second_data"
@@ -53,6 +57,10 @@ _WEIGHTS_FILE: Final = "second.bin"
 _LARGE_BYTES: Final = 4 << 20
 """Larger tensors lie in a file of their own, for hosts of repositories dislike large files."""
 _LEAST = 1e-6
+_FAR: Final = 1e9
+_LEAST_WINDOWS: Final = 200
+_BATCH_TEXTS: Final = 2000
+_POST_SCALE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +68,37 @@ class Plan:
     """How much is looked at again, and how the limits are found.
 
     Attributes:
-        low: probability by n-grams below which no window is looked at.
+        low_short: probability by n-grams below which no window is looked at in documents of one window.
+        low_long: the same in longer documents.
         short_per_mb: windows looked at per megabyte of clean text, in documents of one window.
         long_per_mb: the same in longer documents.
         most_windows: windows looked at in one document, at most.
         source_windows: clean windows per source that the weights of posts against prose are fitted to.
         penalty: weight of their L2 penalty.
+        rewritten: sources whose text is not written as it was posted: case and marks are not learnt from them.
         toxic_share: share of toxic text that probabilities assume.
         clean_share: share of clean prose in the rest; the other is posts that are not toxic.
         adversarial: sources whose rows were written to fool classifiers.
     """
 
-    low: float = 0.06
-    short_per_mb: float = 0.3
+    low_short: float = 0.002
+    low_long: float = 0.3
+    short_per_mb: float = 0.5
     long_per_mb: float = 0.05
     most_windows: int = 4
     source_windows: int = 9000
     penalty: float = 1e-6
+    rewritten: tuple[str, ...] = ("paradetox", "paradetox_cannot_rewrite")
     toxic_share: float = 0.1
     clean_share: float = 0.9
     adversarial: tuple[str, ...] = ("dynahate", "hatemoji_build")
+
+
+PLANS: Final[Mapping[str, Plan]] = {
+    "en": Plan(),
+    # A look costs next to nothing: the network is a small one over characters.
+    "zh": Plan(low_short=0.012, low_long=0.05, short_per_mb=20.0, long_per_mb=5.0),
+}
 
 
 def add_second_look(
@@ -102,7 +121,7 @@ def add_second_look(
         data: folder of `toxicity_<language>.parquet` and `clean_<language>.parquet`.
         output: models folder to write to.
         version: of the new model.
-        plan: replaces the default plan.
+        plan: replaces the language's plan.
         seed: of everything that is drawn.
         progress: is told what is being done, one line each.
 
@@ -110,8 +129,8 @@ def add_second_look(
         ConfigError: the export lacks a file, or there are no rows for development.
         ModelError: a model does not load.
     """
-    plan = plan or Plan()
     (language,) = folder.languages
+    plan = plan or PLANS.get(language, Plan())
     place = output / folder.name / version
     place.mkdir(parents=True, exist_ok=True)
     files = {role: folder.file(role) for role in (GRAPH_ROLE, SOUNDS_ROLE) if folder.has_file(role)}
@@ -123,7 +142,8 @@ def add_second_look(
             raise ConfigError(f"{export} has no {name}: export the transformer again")
         if role == SECOND_ROLE:
             _copy_graph(export / name, place)
-            files[_WEIGHTS_ROLE] = place / _WEIGHTS_FILE
+            if (place / _WEIGHTS_FILE).exists():
+                files[_WEIGHTS_ROLE] = place / _WEIGHTS_FILE
         else:
             shutil.copyfile(export / name, place / target)
         files[role] = place / target
@@ -132,27 +152,20 @@ def add_second_look(
             shutil.copyfile(path, place / path.name)
     classifier = json.loads((export / "classifier.json").read_text("utf-8"))
 
-    first = ToxicityModel(folder)
     labelled, paragraphs = read_data(data, None, language, seed)
     posts = labelled.take(labelled.ship & (labelled.splits == "train"))
     dev = labelled.take(labelled.ship & (labelled.splits == "dev"))
     if paragraphs is None or not len(dev):
         raise ConfigError(f"{data} needs clean text and rows of the split dev in {language!r}")
-    progress("telling posts from prose")
-    clean = read_clean_documents(data, language, evaluation=False)
-    # Limits come from documents that the weights do not know.
-    known, unknown = clean[0::2], clean[1::2]
-    rough = _fit_rough(posts, known, first, plan, seed)
-    (place / _ROUGH_FILE).write_bytes(build_graph(rough))
-    files[ROUGH_ROLE] = place / _ROUGH_FILE
-
     table: dict[str, Any] = dict(folder.table(KIND))
-    neutral = {"low": 1.0, "rough_short": 1.0, "rough_long": 1.0, "most_windows": plan.most_windows}
-    neutral |= {"first_scale": 1.0, "second_scale": 0.0, "offset": 0.0}
     names = [label for label in classifier["labels"] if label != SECOND_LABEL]
-    attributes = {name: {"scale": 1.0, "offset": 0.0, "base": 0.0} for name in names}
+    # Neutral until each part is fitted: the model as it stands measures what the next part is fitted to.
+    second: dict[str, Any] = {"low_short": plan.low_short, "low_long": plan.low_long, "limit_short": -_FAR}
+    second |= {"limit_long": -_FAR, "most_windows": plan.most_windows, "signs": dict.fromkeys(SIGNS, 0.0)}
+    second |= {"first_scale": 1.0, "second_scale": 0.0, "offset": 0.0}
+    second["attributes"] = {name: {"scale": 1.0, "offset": 0.0, "base": 0.0} for name in names}
 
-    def written(second: dict[str, Any]) -> ModelFolder:
+    def written() -> ModelFolder:
         return write_model(
             output,
             name=folder.name,
@@ -165,21 +178,36 @@ def add_second_look(
             tables={KIND: {**table, "second": second}, TABLE: classifier},
         )
 
-    draft = written({**neutral, "attributes": attributes})
-    network = Transformer(draft, graph_role=SECOND_ROLE)
+    progress("telling posts from prose")
+    clean = read_clean_documents(data, language, evaluation=False)
+    # What comes after is fitted to text that these weights do not know.
+    known, unknown = clean[0::2], [text.encode() for text, _, _ in clean[1::2]]
+    odd = np.arange(len(posts)) % 2 == 1
+    first = ToxicityModel(folder)
+    weights = _fit_posts(posts.take(~odd), known, first, plan, seed)
+    (place / _POST_FILE).write_bytes(build_graph(weights))
+    files[POST_ROLE] = place / _POST_FILE
+
     progress("choosing what to look at again")
-    short, long = _limits(unknown, first, rough, plan)
+    draft = ToxicityModel(written())
+    prose = _Windows.of(unknown, draft, plan)
+    natural = posts.take(odd & ~np.isin(posts.sources, plan.rewritten))
+    signs = _fit_signs(prose, _Windows.of(natural.texts, draft, plan))
+    second["signs"] = dict(zip(SIGNS, signs.tolist(), strict=True))
+    megabytes = sum(map(len, unknown)) / 1e6
+    for length, long, per_mb in (("short", False, plan.short_per_mb), ("long", True, plan.long_per_mb)):
+        found = np.sort(prose.signs[prose.is_long == long] @ signs)[::-1]
+        most = int(per_mb * megabytes)
+        second[f"limit_{length}"] = float(found[most]) if most < found.size else -_FAR
+
     progress("fitting both models together")
-    chosen = _Looked.of(dev, first, rough, plan.low, short)
-    prose = _Looked.of(paragraphs.take(paragraphs.ship), first, rough, plan.low, short)
-    log_odds = np.concatenate([_second(network, chosen), _second(network, prose)])
-    mixed = _stack(chosen, prose, log_odds[:, 0], plan)
-    at_dev = log_odds[: chosen.first.size, 1:]
+    draft = ToxicityModel(written())
+    chosen = _Looked.of(dev, draft)
+    second |= _stack(chosen, _Looked.of(paragraphs.take(paragraphs.ship), draft), plan)
     for column, name in enumerate(names):
         annotated = chosen.rows.attributes[:, list(ATTRIBUTE_COLUMNS).index(name)]
-        attributes[name] = _fit_attribute(at_dev[:, column], annotated, chosen.rows.labels)
-    limits = {"low": plan.low, "rough_short": short, "rough_long": long, "most_windows": plan.most_windows}
-    model = written({**limits, **mixed, "attributes": attributes})
+        second["attributes"][name] = _fit_attribute(chosen.second[:, 1 + column], annotated, chosen.rows.labels)
+    model = written()
     _add_to_card(folder.path / "CARD.md", place / "CARD.md", plan, names)
     return model
 
@@ -194,19 +222,21 @@ def _copy_graph(graph: Path, place: Path) -> None:
         location=_WEIGHTS_FILE,
         size_threshold=_LARGE_BYTES,
     )
-    (place / _WEIGHTS_FILE).chmod(0o644)  # onnx keeps it to its writer
+    if (place / _WEIGHTS_FILE).exists():
+        (place / _WEIGHTS_FILE).chmod(0o644)  # onnx keeps it to its writer
 
 
 def _add_to_card(card: Path, target: Path, plan: Plan, attributes: list[str]) -> None:
     """Writes the card of the n-grams with a chapter about the second look in front of the figures."""
     told = textwrap.fill(
-        f"A transformer looks again at windows whose n-grams give a probability of {plan.low:g} or more and which read "
-        "like what people post rather than like edited prose, at most "
-        f"{plan.most_windows} of a document. Their probability is that of a logistic regression on the log-odds of "
-        f"both, fitted to rows of the splits dev. Limits are chosen so that of a megabyte of clean text about "
-        f"{plan.short_per_mb:g} windows in short documents and {plan.long_per_mb:g} in long ones are looked at. "
-        f"Of toxic text it also says: {', '.join(attributes)}; other languages and attributes lack labels that may be "
-        "used. The figures below are those of the n-grams alone.",
+        f"A network looks again at windows whose n-grams give a probability of {plan.low_short:g} or more "
+        f"({plan.low_long:g} in documents of more than one window) and which are written like what people post rather "
+        f"than like edited prose, at most {plan.most_windows} of a document. Their probability is that of a logistic "
+        "regression on the log-odds of both, fitted to rows of the splits dev. Limits are chosen so that of a megabyte "
+        f"of clean text about {plan.short_per_mb:g} windows in short documents and {plan.long_per_mb:g} in long ones "
+        "are looked at. "
+        + (f"Of toxic text it also says: {', '.join(attributes)}. " if attributes else "")
+        + "Other attributes lack labels that may be used. The figures below are those of the n-grams alone.",
         110,
     )
     text = card.read_text("utf-8") if card.is_file() else "## What it must not be used for\n"
@@ -217,121 +247,122 @@ def _add_to_card(card: Path, target: Path, plan: Plan, attributes: list[str]) ->
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Looked:
-    """Rows whose worst window passes the limits.
+class _Windows:
+    """The windows of texts that the n-grams leave in doubt.
 
-    `first` holds the log-odds by n-grams of that window, `texts` the window itself, and `weight` one over
-    the rows of the row's source, those that do not pass included, times the number of sources;
-    `toxic_part` is the share of toxic rows among all by these weights.
+    `is_long` says whether their text has more than one window; `signs` has a row for each, columns as in `SIGNS`.
+    """
+
+    is_long: NDArray[np.bool_]
+    signs: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, texts: list[bytes], model: ToxicityModel, plan: Plan) -> _Windows:
+        parts = []
+        for batch, documents in _batches(texts):
+            ngrams = hash_ngrams(batch, documents, model.shape, model.sounds)
+            probability = model.score_windows(ngrams)
+            windows = np.diff(ngrams.window_offsets)
+            is_long = np.repeat(windows, windows) > 1
+            found = np.flatnonzero(probability >= np.where(is_long, plan.low_long, plan.low_short))
+            signs = _second(model).signs(batch, documents, ngrams, probability, found)
+            parts.append((is_long[found], signs))
+        return cls(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Looked:
+    """The windows of rows that a model looks at again.
+
+    `rows` has the row of each window; `first` holds its log-odds by n-grams, `second` the network's, a column for
+    each label; `weight` is one over the number of rows of the row's source, those that are not looked at included,
+    times the number of sources; `toxic_part` is the share of toxic rows among all by these weights.
     """
 
     rows: Rows
     first: NDArray[np.float64]
-    texts: list[bytes]
+    second: NDArray[np.float64]
     weight: NDArray[np.float64]
     toxic_part: float
 
     @classmethod
-    def of(cls, rows: Rows, model: ToxicityModel, rough: LinearModel, low: float, limit: float) -> _Looked:
-        batch = TextBatch.from_bytes(rows.texts)
-        documents = np.flatnonzero(np.diff(batch.word_offsets) > 0)
-        found = model.score(batch, documents)
-        ngrams = hash_ngrams(batch, documents, model.shape, model.sounds)
-        windows = np.diff(ngrams.window_offsets)
-        roughness = np.full(documents.size, -np.inf)
-        for i, value in enumerate(np.split(_window_values(ngrams, rough), ngrams.window_offsets[1:-1])):
-            roughness[i] = value.max(initial=0)
-        passed = (found.probability >= low) & (roughness >= limit) & (windows >= 1)
-        chosen = np.zeros(len(rows), dtype=np.bool_)
-        chosen[documents[passed]] = True
-        kept = rows.take(chosen)
-        spans = found.span[passed]
-        texts = [
-            text.decode()[begin:end].encode() for text, (begin, end) in zip(kept.texts, spans.tolist(), strict=True)
-        ]
+    def of(cls, rows: Rows, model: ToxicityModel) -> _Looked:
+        parts = []
+        begin = 0
+        for batch, documents in _batches(rows.texts):
+            ngrams = hash_ngrams(batch, documents, model.shape, model.sounds)
+            probability = model.score_windows(ngrams)
+            windows, _ = _second(model).choose(batch, documents, ngrams, probability)
+            document = documents[np.searchsorted(ngrams.window_offsets, windows, side="right") - 1]
+            second = _second(model).look(batch, documents, ngrams, windows)
+            parts.append((begin + document, log_odds_of(probability[windows]), second))
+            begin += len(batch)
+        of_row, first, second = (np.concatenate([part[at] for part in parts]) for at in range(3))
         _, members, sizes = np.unique(rows.sources, return_inverse=True, return_counts=True)
         weight = 1.0 / (sizes.size * sizes[members])
-        return cls(
-            kept, _log_odds(found.probability[passed]), texts, weight[chosen], float(weight[rows.labels == 1].sum())
-        )
+        toxic_part = float(weight[rows.labels == 1].sum())
+        return cls(rows.pick(of_row), first, second, weight[of_row], toxic_part)
 
 
-def _second(network: Transformer, looked: _Looked) -> NDArray[np.float64]:
-    """float64[k, labels]: the transformer's log-odds."""
-    scores, _ = network.score_texts([name_symbols(text.decode()) for text in looked.texts])
-    return _log_odds(scores)
+def _second(model: ToxicityModel) -> SecondLook:
+    assert model.second is not None  # every draft has one
+    return model.second
 
 
-def _log_odds(probability: NDArray[np.float32]) -> NDArray[np.float64]:
-    kept = np.clip(probability.astype(np.float64), _LEAST, 1 - _LEAST)
-    return np.log(kept) - np.log1p(-kept)
+def _batches(texts: list[bytes]) -> Iterator[tuple[TextBatch, NDArray[np.int64]]]:
+    """Batches of texts in their order, and the indices of those that have a word."""
+    for at in range(0, len(texts), _BATCH_TEXTS):
+        batch = TextBatch.from_bytes(texts[at : at + _BATCH_TEXTS])
+        yield batch, np.flatnonzero(np.diff(batch.word_offsets) > 0)
 
 
-def _fit_rough(
+def _fit_posts(
     posts: Rows, clean: list[tuple[str, str, bool]], model: ToxicityModel, plan: Plan, seed: int
 ) -> LinearModel:
     """Weights that are high for posts and low for windows of clean documents that may ship."""
     rng = np.random.default_rng(seed)
     words = 2 * model.shape.block_words - 4
+    spaced = bool(model.shape.character_sizes)
     windows: dict[str, list[str]] = {}
     for text, source, ship in clean:
         if ship:
-            found = text.split()
+            # Where words are not parted by spaces, a character counts as one.
+            found, glue = (text.split(), " ") if spaced else (list(text), "")
             windows.setdefault(source, []).extend(
-                " ".join(found[at : at + words]) for at in range(0, len(found), words)
+                glue.join(found[at : at + words]) for at in range(0, len(found), words)
             )
     prose = [
         found[i].encode()
         for _, found in sorted(windows.items())
         for i in rng.permutation(len(found))[: plan.source_windows]
     ]
-    matrix = sparse.vstack([_matrix(prose, model.shape), _matrix(posts.texts, model.shape)], format="csr")
+    matrix = sparse.vstack([_matrix(prose, model), _matrix(posts.texts, model)], format="csr")
     labels = np.append(np.zeros(len(prose), dtype=np.int8), np.ones(len(posts), dtype=np.int8))
     estimator = SGDClassifier(
         loss="log_loss", alpha=plan.penalty, max_iter=5, tol=None, average=True, random_state=seed
     ).fit(matrix, labels)
-    # Limits are probabilities: their scale only has to leave room between them.
-    return LinearModel(estimator.coef_[0].astype(np.float32), 1.0, float(estimator.intercept_[0]))
+    # The scale keeps log-odds within what a float32 probability tells apart.
+    return LinearModel(estimator.coef_[0].astype(np.float32), _POST_SCALE, _POST_SCALE * float(estimator.intercept_[0]))
 
 
-def _matrix(texts: list[bytes], shape: NgramShape) -> sparse.csr_matrix:
+def _matrix(texts: list[bytes], model: ToxicityModel) -> sparse.csr_matrix:
     batch = TextBatch.from_bytes(texts)
-    return ngram_matrix(hash_ngrams(batch, np.arange(len(texts)), shape), shape)
+    return ngram_matrix(hash_ngrams(batch, np.arange(len(texts)), model.shape, model.sounds), model.shape)
 
 
-def _window_values(ngrams: Ngrams, rough: LinearModel) -> NDArray[np.float64]:
-    """float64[windows]: probability that each reads like a post."""
-    sums = np.bincount(
-        ngrams.row_block, np.append(rough.weights, 0.0)[ngrams.ids].sum(axis=1), minlength=ngrams.block_ngrams.size + 1
-    )
-    counts = np.append(ngrams.block_ngrams, 0)
-    first, second = ngrams.window_first, ngrams.window_second
-    scores = (sums[first] + sums[second]) / np.sqrt(counts[first] + counts[second])
-    return np.asarray(1.0 / (1.0 + np.exp(-(rough.scale * scores + rough.offset))))
+def _fit_signs(prose: _Windows, posts: _Windows) -> NDArray[np.float64]:
+    """float64[len(SIGNS)]: weights that are high for posts and low for short documents of clean prose."""
+    short = ~prose.is_long if (~prose.is_long).sum() >= _LEAST_WINDOWS else np.ones(prose.is_long.size, dtype=np.bool_)
+    values = np.concatenate([prose.signs[short], posts.signs])
+    labels = np.append(np.zeros(int(short.sum())), np.ones(len(posts.signs)))
+    if len(set(labels.tolist())) < 2:
+        raise ConfigError("there is too little clean or labelled text that the n-grams leave in doubt: give more")
+    spread = np.maximum(values.std(axis=0), 1e-6)
+    regression = LogisticRegression(C=1.0, max_iter=2000, class_weight="balanced").fit(values / spread, labels)
+    return np.asarray(regression.coef_[0] / spread)
 
 
-def _limits(
-    clean: list[tuple[str, str, bool]], model: ToxicityModel, rough: LinearModel, plan: Plan
-) -> tuple[float, float]:
-    """The limits for documents of one window and for longer ones."""
-    unseen = [text.encode() for text, _, _ in clean]
-    batch = TextBatch.from_bytes(unseen)
-    documents = np.flatnonzero(np.diff(batch.word_offsets) > 0)
-    ngrams = hash_ngrams(batch, documents, model.shape, model.sounds)
-    candidate = model.score_windows(ngrams) >= plan.low
-    value = _window_values(ngrams, rough)
-    alone = np.repeat(np.diff(ngrams.window_offsets) == 1, np.diff(ngrams.window_offsets))
-    megabytes = sum(map(len, unseen)) / 1e6
-
-    def limit(part: NDArray[np.bool_], per_mb: float) -> float:
-        found = np.sort(value[part & candidate])[::-1]
-        most = int(per_mb * megabytes)
-        return float(found[most]) if most < found.size else 0.5
-
-    return limit(alone, plan.short_per_mb), limit(~alone, plan.long_per_mb)
-
-
-def _stack(chosen: _Looked, prose: _Looked, second: NDArray[np.float64], plan: Plan) -> dict[str, float]:
+def _stack(chosen: _Looked, prose: _Looked, plan: Plan) -> dict[str, float]:
     """Weights of both models' log-odds, fitted to the plan's mixture; every source counts the same in its part."""
     labels = np.append(chosen.rows.labels, prose.rows.labels)
     toxic = chosen.rows.labels == 1
@@ -345,6 +376,7 @@ def _stack(chosen: _Looked, prose: _Looked, second: NDArray[np.float64], plan: P
             prose.weight * (1 - plan.toxic_share) * plan.clean_share,
         ]
     )
+    second = np.append(chosen.second[:, 0], prose.second[:, 0])
     values = np.stack([np.append(chosen.first, prose.first), second], axis=1)
     sources = np.append(chosen.rows.sources, np.full(len(prose.rows), ""))
     weights *= labels.size / weights.sum()

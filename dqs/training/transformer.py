@@ -1,7 +1,8 @@
 """Fine-tuning of a small transformer for toxicity, and its export for the second look.
 
 The network is an encoder, the mean of its last layer over the tokens of a text,
-and one linear layer: `toxic` and then attributes, all as log-odds. Of attributes
+and one linear layer: `toxic` and then attributes, all as log-odds. Where there is no encoder,
+a network over characters (`dqs.training.characters`) is trained in its place. Of attributes
 only annotated rows count. As for n-grams every source has an intercept of
 its own that is thrown away. Token embeddings stay as they are.
 
@@ -17,8 +18,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +35,7 @@ from transformers import AutoModel
 from dqs.errors import ConfigError
 from dqs.inference.symbols import name_symbols
 from dqs.scorers.toxicity import SECOND_LABEL
+from dqs.training.characters import CharacterNetwork, read_characters
 from dqs.training.toxicity import RECIPES, Recipe
 from dqs.training.toxicity_data import ATTRIBUTE_COLUMNS, Rows, disguised_rows, identity_rows, read_data
 
@@ -51,6 +54,7 @@ class Plan:
         rare_toxic: sources of which all toxic rows are taken besides.
         clean_source_rows: paragraphs taken of each clean source.
         clean_words: words of a paragraph, at most.
+        identity_repeats: how often each neutral sentence about a group of people is taken.
         disguised_share: share of rows whose words are disguised.
         tokens: of a text, at most; longer ones are cut.
         batch_rows: texts in one step.
@@ -64,18 +68,17 @@ class Plan:
     source_rows: Mapping[str, int] = field(
         default_factory=lambda: {
             "davidson": 4000,
-            "paradetox": 6000,
-            "jigsaw_civil_comments_toxic_subset": 2000,
+            "paradetox": 5000,
+            "jigsaw_civil_comments_toxic_subset": 1500,
             "paradetox_cannot_rewrite": 1000,
-            "toxic_spans_civil_comments": 6000,
+            "toxic_spans_civil_comments": 8000,
             "wiki_talk_context_toxicity": 3000,
-            "stormfront_vicomtech": 7000,
-            "tweeteval_hate_hateval2019": 6000,
         }
     )
     rare_toxic: tuple[str, ...] = ("wiki_talk_context_toxicity",)
     clean_source_rows: int = 350
     clean_words: int = 50
+    identity_repeats: int = 3
     disguised_share: float = 0.12
     tokens: int = 64
     batch_rows: int = 32
@@ -83,6 +86,21 @@ class Plan:
     rate: float = 6e-5
     intercept_rate: float = 3e-3
     attribute_weight: float = 0.3
+
+
+CHARACTERS: Final = Plan(
+    attributes=(),
+    source_rows={},
+    rare_toxic=(),
+    clean_source_rows=1200,
+    identity_repeats=4,
+    disguised_share=0.25,
+    tokens=128,
+    batch_rows=64,
+    epochs=4.0,
+    rate=1.5e-3,
+)
+"""The plan of a network over characters."""
 
 
 class Network(torch.nn.Module):
@@ -96,6 +114,7 @@ class Network(torch.nn.Module):
     def __init__(self, base: Path, outputs: int) -> None:
         super().__init__()
         self.bert = AutoModel.from_pretrained(base, add_pooling_layer=False, attn_implementation="sdpa")
+        self.bert.embeddings.requires_grad_(False)
         self.head = torch.nn.Linear(self.bert.config.hidden_size, outputs)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -107,11 +126,12 @@ class Network(torch.nn.Module):
 
 
 def fine_tune(
-    base: Path,
+    base: Path | None,
     data: Path,
     output: Path,
     language: str = "en",
     *,
+    start: Path | None = None,
     plan: Plan | None = None,
     seed: int = 3,
     progress: Callable[[str], None] = lambda _: None,
@@ -119,11 +139,12 @@ def fine_tune(
     """Fine-tunes an encoder on the rows of the split `train` that may ship, and exports it.
 
     Args:
-        base: folder of the encoder, with its tokenizer.json.
+        base: folder of the encoder, with its tokenizer.json; None trains a network over characters from nothing.
         data: folder of `toxicity_<language>.parquet` and `clean_<language>.parquet`.
         output: folder for `model.onnx`, `tokenizer.json` and `classifier.json`, which `add_second_look` takes;
             `network.pt` is kept beside them.
         language: ISO 639-1 code.
+        start: `network.pt` of an earlier run to go on from.
         plan: replaces the default plan.
         seed: of everything that is drawn.
         progress: is told how far it is.
@@ -131,17 +152,29 @@ def fine_tune(
     Raises:
         ConfigError: the data do not fit, or `base` is no such folder.
     """
-    plan = plan or Plan()
-    if not (base / "config.json").is_file() or not (base / "tokenizer.json").is_file():
+    plan = plan or (Plan() if base else CHARACTERS)
+    if base and (not (base / "config.json").is_file() or not (base / "tokenizer.json").is_file()):
         raise ConfigError(f"{base} has no config.json and tokenizer.json: give the folder of an encoder")
     rows, family = _training_rows(data, language, plan, seed)
     texts = [name_symbols(text.decode()) for text in rows.texts]
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    ids = [_cut(encoding.ids, plan.tokens) for encoding in tokenizer.encode_batch(texts)]
     torch.manual_seed(seed)
-    network = Network(base, 1 + len(plan.attributes))
+    network: torch.nn.Module
+    if base:
+        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        network = Network(base, 1 + len(plan.attributes))
+    else:
+        tokenizer, characters, sounds = read_characters(texts)
+        network = CharacterNetwork(characters, sounds, 1 + len(plan.attributes))
+    ids = [_cut(encoding.ids, plan.tokens) for encoding in tokenizer.encode_batch(texts)]
+    if start is not None:
+        try:
+            network.load_state_dict(torch.load(start, weights_only=True))
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise ConfigError(
+                f"{start} holds no network of this kind: give the network.pt of an earlier run"
+            ) from error
     _train(network, ids, rows, family, plan, seed, progress)
     output.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), output / "network.pt")
@@ -150,7 +183,7 @@ def fine_tune(
     return output
 
 
-def export(network: Network, output: Path, plan: Plan) -> None:
+def export(network: torch.nn.Module, output: Path, plan: Plan) -> None:
     """Writes `model.onnx` with 8-bit weights, and `classifier.json`."""
     network = network.cpu().eval()
     example = torch.ones((2, 8), dtype=torch.int64)
@@ -245,7 +278,7 @@ def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Ro
     prose = paragraphs.take(clean)
     cut = [" ".join(text.decode().split()[: plan.clean_words]).encode() for text in prose.texts]
     prose = Rows(cut, prose.labels, prose.sources, prose.splits, prose.ship, prose.attributes)
-    rows = Rows.join([labelled, prose, identity_rows(language)])
+    rows = Rows.join([labelled, prose, *[identity_rows(language)] * plan.identity_repeats])
     copies, copied = disguised_rows(rows, language, plan.disguised_share, seed)
     texts = list(rows.texts)
     for at, text in zip(copied.tolist(), copies.texts, strict=True):
@@ -256,15 +289,8 @@ def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Ro
     ]
     numbers = {name: number for number, name in enumerate(sorted({"", *families}))}
     order = rng.permutation(len(rows))
-    shuffled = Rows(
-        [texts[i] for i in order.tolist()],
-        rows.labels[order],
-        rows.sources[order],
-        rows.splits[order],
-        rows.ship[order],
-        rows.attributes[order],
-    )
-    return shuffled, np.array([numbers[families[i]] for i in order.tolist()], dtype=np.int64)
+    family = np.array([numbers[families[i]] for i in order.tolist()], dtype=np.int64)
+    return replace(rows, texts=texts).pick(order), family
 
 
 def _cut(ids: list[int], tokens: int) -> list[int]:
@@ -284,7 +310,7 @@ def _batches(ids: list[list[int]], plan: Plan, rng: np.random.Generator) -> list
 
 
 def _train(
-    network: Network,
+    network: torch.nn.Module,
     ids: list[list[int]],
     rows: Rows,
     family: NDArray[np.int64],
@@ -294,7 +320,6 @@ def _train(
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).train()
-    network.bert.embeddings.requires_grad_(False)
     intercepts = torch.nn.Parameter(torch.zeros(int(family.max()) + 1, device=device))
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     groups = [

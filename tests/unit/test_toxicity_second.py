@@ -14,7 +14,7 @@ from dqs.errors import ModelError
 from dqs.inference.symbols import name_symbols
 from dqs.models import ModelFolder, write_model
 from dqs.scorer import ScoreColumns
-from dqs.scorers.toxicity import ToxicityModel, ToxicityScorer, ngram_check
+from dqs.scorers.toxicity import SIGNS, ToxicityModel, ToxicityScorer, ngram_check
 from dqs.text import TextBatch
 from dqs.text.ngrams import FIRST_SOUND, SOUNDS, NgramShape, hash_ngrams, sound_table, take_windows
 from dqs.training.toxicity import LinearModel, build_graph
@@ -22,8 +22,9 @@ from tests.unit.networks import expected_logits, write_graph, write_tokenizer
 
 SHAPE = NgramShape(word_sizes=1, character_sizes=(), bits=12, block_words=4)
 FIRST = LinearModel(np.random.default_rng(3).normal(size=1 << 12).astype(np.float32), scale=1.0, offset=0.0)
-ROUGH = LinearModel(np.zeros(1 << 12, dtype=np.float32), scale=1.0, offset=1.0)
-LIMITS = {"low": 0.0, "rough_short": 0.5, "rough_long": 0.5, "most_windows": 8}
+POST = LinearModel(np.zeros(1 << 12, dtype=np.float32), scale=1.0, offset=1.0)
+LIMITS = {"low_short": 0.0, "low_long": 0.0, "limit_short": 0.0, "limit_long": 0.0, "most_windows": 8}
+SIGN_WEIGHTS = dict.fromkeys(SIGNS, 0.0) | {"post": 1.0}
 MIX = {"first_scale": 0.25, "second_scale": 0.75, "offset": -0.5}
 ATTRIBUTES = {"insult": {"scale": 2.0, "offset": -1.0, "base": 0.3}}
 
@@ -32,10 +33,13 @@ def write(root: Path, limits: dict[str, Any] | None = None, **changes: Any) -> M
     place = root / "toxicity-en" / "1"
     place.mkdir(parents=True, exist_ok=True)
     (place / "model.onnx").write_bytes(build_graph(FIRST))
-    (place / "rough.onnx").write_bytes(build_graph(ROUGH))
+    (place / "post.onnx").write_bytes(build_graph(POST))
     write_graph(place / "second.onnx", labels=2)
     write_tokenizer(place / "tokenizer.json")
-    second = {**LIMITS, **(limits or {}), **MIX, "attributes": ATTRIBUTES} | changes.pop("second", {})
+    discount = changes.pop("discount", 0.0)
+    second = {**LIMITS, **(limits or {}), **MIX, "signs": SIGN_WEIGHTS, "attributes": ATTRIBUTES} | changes.pop(
+        "second", {}
+    )
     classifier = {
         "labels": ["toxic", "insult"], "main_label": "toxic", "head": "multi_label", "max_tokens": 64,
         "window_tokens": 64, "inputs": {"ids": "input_ids", "mask": "attention_mask"},
@@ -46,11 +50,11 @@ def write(root: Path, limits: dict[str, Any] | None = None, **changes: Any) -> M
         version="1",
         kind="toxicity",
         languages=["en"],
-        files={"graph": "model.onnx", "rough": "rough.onnx", "second": "second.onnx", "tokenizer": "tokenizer.json"},
+        files={"graph": "model.onnx", "post": "post.onnx", "second": "second.onnx", "tokenizer": "tokenizer.json"},
         tables={
             "toxicity": {
-                "threshold": 0.5, "word_sizes": 1, "character_sizes": [], "bits": 12, "block_words": 4,
-                "ngram_check": ngram_check(SHAPE), "second": second,
+                "threshold": 0.5, "discount": discount, "word_sizes": 1, "character_sizes": [], "bits": 12,
+                "block_words": 4, "ngram_check": ngram_check(SHAPE), "second": second,
             },
             "classifier": classifier,
         },
@@ -93,7 +97,7 @@ def test_below_the_band_only_the_ngrams_speak(tmp_path: Path) -> None:
     everything = np.arange(len(texts))
     first = ToxicityModel(write(tmp_path / "all")).score(batch, everything, second_look=False).probability
     low = float(np.median(first))
-    found = ToxicityModel(write(tmp_path / "some", {"low": low})).score(batch, everything)
+    found = ToxicityModel(write(tmp_path / "some", {"low_short": low})).score(batch, everything)
     assert found.looked_at == int((first >= low).sum()) == len(texts) // 2
     np.testing.assert_array_equal(found.probability[first < low], first[first < low])
     assert (found.probability[first >= low] != first[first >= low]).all()
@@ -102,10 +106,33 @@ def test_below_the_band_only_the_ngrams_speak(tmp_path: Path) -> None:
 def test_long_documents_have_a_limit_of_their_own(tmp_path: Path) -> None:
     short, long = b"good bad", b"good bad fine word " * 5
     batch = TextBatch.from_bytes([short, long])
-    roughness = sigmoid(ROUGH.offset)
-    model = ToxicityModel(write(tmp_path, {"rough_long": roughness + 0.01}))
+    model = ToxicityModel(write(tmp_path, {"limit_long": POST.offset + 0.01}))
     assert model.score(batch, np.array([0])).looked_at == 1
     assert model.score(batch, np.array([1])).looked_at == 0
+
+
+def test_how_a_text_is_written_decides_who_is_looked_at(tmp_path: Path) -> None:
+    signs = dict.fromkeys(SIGNS, 0.0) | {"starts_upper": -1.0, "marks": 2.0, "handles": 2.0, "emoji": 2.0}
+    texts = ["Good bad word.", "good bad word", "Good bad word!", "Good bad @word", "Good bad word 🙂", "Good, Bad"]
+    batch = TextBatch.from_bytes([text.encode() for text in texts])
+    model = ToxicityModel(write(tmp_path, second={"signs": signs}))
+    first = model.score(batch, np.arange(len(texts)), second_look=False).probability
+    looked = model.score(batch, np.arange(len(texts))).probability != first
+    assert looked.tolist() == [False, True, True, True, True, False]
+
+
+def test_the_worst_of_many_windows_counts_for_less(tmp_path: Path) -> None:
+    texts = [b"good bad", b"good bad fine word " * 5]
+    batch = TextBatch.from_bytes(texts)
+    plain = ToxicityModel(write(tmp_path / "plain")).score(batch, np.arange(2))
+    model = ToxicityModel(write(tmp_path / "less", discount=0.5))
+    found = model.score(batch, np.arange(2))
+    windows = np.diff(hash_ngrams(batch, np.arange(2), SHAPE).window_offsets)
+    assert windows[0] == 1 < windows[1]
+    assert found.probability[0] == plain.probability[0]
+    expected = sigmoid(log_odds(float(plain.probability[1])) - 0.5 * math.log(windows[1]))
+    assert found.probability[1] == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_array_equal(found.span, plain.span)
 
 
 def test_of_many_windows_the_likeliest_are_looked_at(tmp_path: Path) -> None:
@@ -179,7 +206,8 @@ def test_attributes_are_signals_and_never_exceed_toxicity(tmp_path: Path) -> Non
     [
         ({"classifier": {"labels": ["toxic", "spam"]}}, "labels"),
         ({"second": {"attributes": {"rude": {"scale": 1.0, "offset": 0.0, "base": 0.1}}}}, "attributes other than"),
-        ({"second": {"low": "much"}}, "low"),
+        ({"second": {"low_long": "much"}}, "low_long"),
+        ({"second": {"signs": {"post": 1.0}}}, "a number for each of"),
     ],
 )
 def test_a_second_model_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
