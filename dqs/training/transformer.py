@@ -93,7 +93,7 @@ CHARACTERS: Final = Plan(
     source_rows={},
     rare_toxic=(),
     clean_source_rows=1200,
-    identity_repeats=4,
+    identity_repeats=8,
     disguised_share=0.25,
     tokens=128,
     batch_rows=64,
@@ -132,6 +132,8 @@ def fine_tune(
     language: str = "en",
     *,
     start: Path | None = None,
+    epochs: float | None = None,
+    rate: float | None = None,
     plan: Plan | None = None,
     seed: int = 3,
     progress: Callable[[str], None] = lambda _: None,
@@ -145,6 +147,8 @@ def fine_tune(
             `network.pt` is kept beside them.
         language: ISO 639-1 code.
         start: `network.pt` of an earlier run to go on from.
+        epochs: replaces that of the plan.
+        rate: replaces that of the plan.
         plan: replaces the default plan.
         seed: of everything that is drawn.
         progress: is told how far it is.
@@ -153,6 +157,7 @@ def fine_tune(
         ConfigError: the data do not fit, or `base` is no such folder.
     """
     plan = plan or (Plan() if base else CHARACTERS)
+    plan = replace(plan, epochs=epochs or plan.epochs, rate=rate or plan.rate)
     if base and (not (base / "config.json").is_file() or not (base / "tokenizer.json").is_file()):
         raise ConfigError(f"{base} has no config.json and tokenizer.json: give the folder of an encoder")
     rows, family = _training_rows(data, language, plan, seed)
