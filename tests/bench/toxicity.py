@@ -41,6 +41,8 @@ _SEED = 20_261_121
 _FALSE_ALARMS = 0.005
 _BINS = 10
 _DISGUISED_WORDS = 0.4
+_DISGUISED_ROWS = 400
+"""Of each source, at most."""
 _EVALUATED = {
     "en": (("test", ()),),
     # COLD has no test split here; ToxiRewriteCN and ChineseHarm-Bench are trained on by nobody.
@@ -181,6 +183,11 @@ def _sources(
 def _disguises(rows: list[tuple[str, Rows]], language: str, model: ToxicityModel, limit: float) -> dict[str, float]:
     """Recall on disguised toxic rows over the recall on the plain ones, by disguise."""
     toxic = Rows.join([part.take(part.labels == 1) for name, part in rows if not name.endswith("(train)")])
+    chosen = np.zeros(len(toxic), dtype=np.bool_)
+    rng = np.random.default_rng(_SEED)
+    for source in np.unique(toxic.sources).tolist():
+        chosen[rng.permutation(np.flatnonzero(toxic.sources == source))[:_DISGUISED_ROWS]] = True
+    toxic = toxic.take(chosen)
     # Rows in which a disguise finds nothing to change say nothing about it.
     plain = score_rows(model, toxic) > limit
     result = {}
