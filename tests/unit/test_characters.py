@@ -32,7 +32,7 @@ def test_forms_of_a_character_are_one() -> None:
     assert first != second
 
 
-@pytest.mark.filterwarnings("ignore:You are using the legacy")  # the exporter that the encoder goes through, too
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter that the encoder goes through, too
 def test_the_graph_answers_as_torch_does(tmp_path: Path) -> None:
     tokenizer, characters, sounds = read_characters(TEXTS)
     torch.manual_seed(0)
