@@ -24,6 +24,7 @@ from dqs.settings import Settings, load_settings
 from tests.service.serving import DUPLICATE_NAMES, READY_PREFIX, ROOT, GatedExecutor
 
 OPENED, SLOTS, LOST, CLOSE, HOLD, OPEN = "opened", "slots", "lost", "close", "hold", "open"
+ANSWER_S = 60.0
 CLOSED, HELD = "closed", "held"
 """Answers to `CLOSE` and `HOLD`, lines on standard output."""
 
@@ -92,8 +93,12 @@ class ControlledServer:
 
     def _answer(self, wanted: str) -> None:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line.strip() == wanted, self.log()
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda stream: lines.append(stream.readline()), args=(self._process.stdout,))
+        reader.daemon = True
+        reader.start()
+        reader.join(ANSWER_S)
+        assert lines == [f"{wanted}\n"], self.log()
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Sends a signal."""

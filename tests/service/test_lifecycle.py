@@ -336,12 +336,15 @@ class TestTheEnd:
         ):
             if hangs:
                 process.close_gate()
-                scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
+                # Kept: a call that nobody holds is cancelled.
+                open_call = scoring.ScoreBatch.future(batch(b"a"), timeout=PATIENCE_S)
                 process.wait_until_held()
             process.tell(LOST, "the head of the cluster is gone")
             assert process.status(server_module.LOST_DRAIN_S + server_module.CLOSE_S + PATIENCE_S) == LOST_STATUS
             said = [line for line in process.log().splitlines() if "the head of the cluster is gone" in line]
             assert len(said) == 1
+            if hangs:
+                assert open_call.code() in (Code.UNAVAILABLE, Code.CANCELLED)
 
     def test_workers_that_come_back_end_nothing(self, tmp_path: Path) -> None:
         with ControlledServer(data_dir=tmp_path) as process, stubs(process.address) as (scoring, health):
