@@ -3,7 +3,8 @@
 N-gram ids come from the text kernels; an ONNX graph of our own gathers their
 weights, sums them and calibrates (`dqs.training.toxicity` makes it). Documents
 longer than two blocks of words are scored window by window. A model may bring a
-transformer, which looks again at what the n-grams leave in doubt.
+network (a transformer, convolutions over characters), which looks again at what the
+n-grams leave in doubt.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class _NgramGraph:
 
 
 class SecondLook:
-    """A transformer that looks again at the windows of which the n-grams do not know enough.
+    """A network that looks again at the windows of which the n-grams do not know enough.
 
     A window is looked at if its n-grams' probability reaches `low_short` and it reads like
     what people write to each other rather than like edited prose: a weighted sum of `SIGNS`
