@@ -126,8 +126,8 @@ def transformer(
     language: Language,
     output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
     start: Annotated[Path | None, typer.Option("--from", help="network.pt of an earlier run to go on from.")] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Passes over the rows.")] = 1.0,
-    rate: Annotated[float, typer.Option(min=1e-7, help="Highest learning rate.")] = 6e-5,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the rows; one by default.")] = None,
+    rate: Annotated[float | None, typer.Option(min=1e-7, help="Highest learning rate; 6e-5 by default.")] = None,
     seed: Seed = 3,
 ) -> None:
     """Fine-tune an encoder for the second look of a toxicity model; needs torch, takes a GPU where there is one."""

@@ -80,8 +80,7 @@ def read_characters(texts: Iterable[str]) -> tuple[Tokenizer, NDArray[np.int64],
         seen.update(int(simplified[ord(character)]) for character in normalizer.normalize_str(text))
     classes = np.zeros(simplified.size, dtype=np.int64)
     classes[FIRST_SOUND : FIRST_SOUND + SOUNDS] = sound_classes()
-    sounded = (np.flatnonzero(classes[simplified]) if classes.any() else np.zeros(0, dtype=np.int64)).tolist()
-    kept = sorted({*seen, *(int(simplified[code]) for code in sounded)})
+    kept = sorted({*seen, *simplified[classes[simplified] > 0].tolist()})
     ids = {code: number for number, code in enumerate(kept, start=UNKNOWN + 1)}
     # A traditional character has the id of its simplified form.
     vocabulary = {"[PAD]": PADDING, "[UNK]": UNKNOWN} | {chr(code): number for code, number in ids.items()}
