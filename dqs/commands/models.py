@@ -140,7 +140,8 @@ def _try(settings: Settings, before: dict[str, str], after: dict[str, str], *, n
             old = start_loading(load, before).result(timeout_s)
         except (ModelError, TimeoutError):
             return  # nothing serves with these, so nothing depends on them
-        check_signals(old.signals, new.signals)
+        remedy = "promote them with --new-signals, and start services that run again to have them serve"
+        check_signals(old.signals, new.signals, remedy)
 
 
 @app.command()

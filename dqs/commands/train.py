@@ -125,7 +125,9 @@ def transformer(
     data: Data,
     language: Language,
     output: Annotated[Path, typer.Option(help="Folder for the exported network.")],
-    start: Annotated[Path | None, typer.Option("--from", help="network.pt of an earlier run to go on from.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from this: network.pt, or the graph (.onnx) of a model.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the rows; one by default.")] = None,
     rate: Annotated[float | None, typer.Option(min=1e-7, help="Highest learning rate; 6e-5 by default.")] = None,
     seed: Seed = 3,

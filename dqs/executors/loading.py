@@ -99,8 +99,15 @@ def classifiers_of(scorers: Sequence[Scorer]) -> list[str]:
     return [name for scorer in scorers for name in getattr(scorer, "classifiers", ())]
 
 
-def check_signals(serving: Sequence[Signal], others: Sequence[Signal]) -> None:
+def check_signals(
+    serving: Sequence[Signal], others: Sequence[Signal], remedy: str = "start the service again to have them serve"
+) -> None:
     """Refuses models that answer other signals than those that serve; policies and answers hold on to these.
+
+    Args:
+        serving: what is answered now.
+        others: what the other models answer.
+        remedy: what to do, for the message.
 
     Raises:
         ModelError: a signal came, went or means something else.
@@ -117,8 +124,7 @@ def check_signals(serving: Sequence[Signal], others: Sequence[Signal]) -> None:
     )
     if said := "; ".join(f"{what}: {', '.join(names)}" for what, names in differences if names):
         raise ModelError(
-            f"The models answer other signals than those that serve ({said}), on which policies depend: promote them "
-            "with --new-signals and start the service again."
+            f"The models answer other signals than those that serve ({said}), on which policies depend: {remedy}."
         )
 
 

@@ -11,11 +11,12 @@ Whatever can be read or tried out is not asked for. Nothing is left behind of an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -143,8 +144,10 @@ def import_model(
         raise ModelError(f"The model {name}@{version} is in {root} already: give another --version, or remove it.")
     languages = _languages(request.languages, about.get("language", []))
     described = read_onnx(graph)
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=root) as staging:
-        folder = Path(staging) / name / version
+    with (
+        tempfile.TemporaryDirectory(prefix=".import-", dir=root) as staging,
+        _naming(source, folder := Path(staging) / name / version),
+    ):
         folder.mkdir(parents=True)
         files = {GRAPH_ROLE: graph.name, **_copy_graph(graph, described, folder, DATA_ROLE)}
         half = graph.with_name(_HALF)
@@ -183,6 +186,15 @@ def import_model(
         except OSError as error:
             raise ModelError(f"Cannot write {place} ({error.strerror}): give another --version.") from error
     return Imported(load_model(place), shape, found)
+
+
+@contextlib.contextmanager
+def _naming(source: Path, folder: Path) -> Iterator[None]:
+    """Has errors name the export in place of the folder that is gone when they are read."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(folder), str(source))) from error
 
 
 # What is in the export.

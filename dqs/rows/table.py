@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dqs.data import Label, Reason, Verdict
+from dqs.data import Label, Missing, Reason, Verdict
 from dqs.pipeline import Results
 from dqs.rows.readers import Rows, printable
 
 _FIRST_SIGNALS = ("perplexity", "perplexity_percentile", "toxicity")
 _DUPLICATE_SIGNALS = ("duplicate_similarity", "exact_duplicate")
+_MISSING = pa.map_(pa.string(), pa.string())
 _LABELS = {Label.KEEP: "keep", Label.DROP: "drop", Label.REVIEW: "review"}
 
 
@@ -27,6 +28,7 @@ class Answers:
         reasons: broken rules per document.
         languages: ISO 639-1 code or `und` per document.
         signals: float32[n] per signal name; NaN where there is no score.
+        missing: uint8[n] of `Missing` per signal name: why there is none.
         duplicate_of: id of the document that it repeats, or None.
         errors: `CODE: sentence`, or None.
     """
@@ -35,6 +37,7 @@ class Answers:
     reasons: Sequence[tuple[Reason, ...]]
     languages: Sequence[str]
     signals: dict[str, NDArray[np.float32]]
+    missing: dict[str, NDArray[np.uint8]]
     duplicate_of: Sequence[str | None]
     errors: Sequence[str | None]
 
@@ -46,6 +49,7 @@ class Answers:
             reasons=results.reasons,
             languages=results.columns.language,
             signals=results.columns.values,
+            missing=results.columns.missing,
             duplicate_of=results.duplicate_of,
             errors=[None if error is None else f"{error.code}: {error.message}" for error in results.errors],
         )
@@ -59,17 +63,20 @@ class Answers:
             signals: names of the service's signals.
         """
         nan = float("nan")
-        columns = {}
+        columns, missing = {}, {}
         for name in signals:
             values = (verdict.signals.get(name) for verdict in verdicts)
             columns[name] = np.fromiter(
                 (nan if value is None else value for value in values), np.float32, len(verdicts)
             )
+            codes = (verdict.missing.get(name, Missing.PRESENT) for verdict in verdicts)
+            missing[name] = np.fromiter(codes, np.uint8, len(verdicts))
         return cls(
             labels=np.fromiter((verdict.label for verdict in verdicts), np.int8, len(verdicts)),
             reasons=[verdict.reasons for verdict in verdicts],
             languages=[verdict.language for verdict in verdicts],
             signals=columns,
+            missing=missing,
             duplicate_of=[verdict.duplicate_of for verdict in verdicts],
             errors=[None if v.error is None else f"{v.error[0]}: {v.error[1]}" for v in verdicts],
         )
@@ -94,6 +101,7 @@ def score_schema(signals: Sequence[str], policy: str) -> pa.Schema:
         pa.field("duplicate_similarity", pa.float32()),
         pa.field("exact_duplicate", pa.bool_()),
         *(pa.field(name, pa.float32()) for name in signals if name not in _FIRST_SIGNALS + _DUPLICATE_SIGNALS),
+        pa.field("missing", _MISSING),
         pa.field("file", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
     ]
@@ -140,6 +148,7 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         "error": pa.array(errors, pa.string()),
         "language": pa.array(languages, pa.string()),
         "duplicate_of": pa.array(duplicate_of, pa.string()),
+        "missing": _missing(answers.missing, place[good[place]], np.flatnonzero(good[place]), n),
         "file": pa.array([printable(rows.path)] * n, pa.string()),
         "row": pa.array(rows.numbers, pa.int64()),
     }
@@ -155,3 +164,30 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         else:
             columns[name] = pa.array(values, pa.float32(), mask=empty)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _missing(
+    missing: dict[str, NDArray[np.uint8]], place: NDArray[np.int64], answered: NDArray[np.int64], n: int
+) -> pa.Array:
+    """A map of each of n rows: from the names of signals without a value to the reason, such as `too_short`.
+
+    Args:
+        missing: uint8[answers] of `Missing` per signal name.
+        place: int64[k], ascending; rows that have been scored, the other rows' maps are null.
+        answered: int64[k]; their answers.
+        n: number of rows.
+    """
+    names = list(missing)
+    codes = np.stack([missing[name][answered] for name in names], axis=1) if names else np.zeros((place.size, 0))
+    row, signal = np.nonzero(codes)
+    sizes = np.zeros(n, dtype=np.int64)
+    sizes[place] = np.bincount(row, minlength=place.size)
+    offsets = np.append(0, np.cumsum(sizes)).astype(np.int32)
+    unknown = np.ones(n + 1, dtype=np.bool_)
+    unknown[place] = unknown[n] = False
+    reasons = pa.array([code.name.lower() for code in Missing])
+    return pa.MapArray.from_arrays(
+        pa.array(offsets, mask=unknown),
+        pa.array(names, pa.string()).take(pa.array(signal)),
+        reasons.take(pa.array(codes[row, signal].astype(np.int64))),
+    )

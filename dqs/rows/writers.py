@@ -274,7 +274,13 @@ def _json_values(column: pa.Array) -> list[str]:
     if pa.types.is_list(column.type):
         values = column.to_pylist()
         return ["null" if value is None else f"[{', '.join(map(encode_basestring, value))}]" for value in values]
+    if pa.types.is_map(column.type):
+        return ["null" if value is None else _json_object(value) for value in column.to_pylist()]
     return ["null" if value is None else encode_basestring(value) for value in column.to_pylist()]
+
+
+def _json_object(items: list[tuple[str, str]]) -> str:
+    return "{" + ", ".join([f"{encode_basestring(key)}: {encode_basestring(value)}" for key, value in items]) + "}"
 
 
 class RawWriter(Protocol):

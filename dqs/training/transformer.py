@@ -26,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
@@ -52,6 +53,7 @@ class Plan:
         attributes: what it learns besides.
         source_rows: most rows taken of a source.
         rare_toxic: sources of which all toxic rows are taken besides.
+        repeats: sources whose rows are taken several times, and how often.
         clean_source_rows: paragraphs taken of each clean source.
         clean_words: words of a paragraph, at most.
         identity_repeats: how often each neutral sentence about a group of people is taken.
@@ -71,11 +73,13 @@ class Plan:
             "paradetox": 5000,
             "jigsaw_civil_comments_toxic_subset": 1500,
             "paradetox_cannot_rewrite": 1000,
-            "toxic_spans_civil_comments": 8000,
+            "toxic_spans_civil_comments": 12000,
+            "tweeteval_hate_hateval2019": 5000,
             "wiki_talk_context_toxicity": 3000,
         }
     )
     rare_toxic: tuple[str, ...] = ("wiki_talk_context_toxicity",)
+    repeats: Mapping[str, int] = field(default_factory=lambda: {"hatemoji_build": 3})
     clean_source_rows: int = 350
     clean_words: int = 50
     identity_repeats: int = 3
@@ -92,6 +96,7 @@ CHARACTERS: Final = Plan(
     attributes=(),
     source_rows={},
     rare_toxic=(),
+    repeats={},
     clean_source_rows=1200,
     identity_repeats=10,
     disguised_share=0.25,
@@ -146,7 +151,8 @@ def fine_tune(
         output: folder for `model.onnx`, `tokenizer.json` and `classifier.json`, which `add_second_look` takes;
             `network.pt` is kept beside them.
         language: ISO 639-1 code.
-        start: `network.pt` of an earlier run to go on from.
+        start: what to go on from: `network.pt` of an earlier run, or an exported graph, such as `second.onnx`
+            of a model that ships.
         epochs: replaces that of the plan.
         rate: replaces that of the plan.
         plan: replaces the default plan.
@@ -175,10 +181,11 @@ def fine_tune(
     ids = [_cut(encoding.ids, plan.tokens) for encoding in tokenizer.encode_batch(texts)]
     if start is not None:
         try:
-            network.load_state_dict(torch.load(start, weights_only=True))
-        except (OSError, RuntimeError, UnpicklingError) as error:
+            state = read_graph(start) if start.suffix == ".onnx" else torch.load(start, weights_only=True)
+            network.load_state_dict(state)
+        except (OSError, RuntimeError, UnpicklingError, DecodeError) as error:
             raise ConfigError(
-                f"{start} holds no network of this kind: give the network.pt of an earlier run"
+                f"{start} holds no network of this kind: give the network.pt of an earlier run, or the graph of one"
             ) from error
     _train(network, ids, rows, family, plan, seed, progress)
     output.mkdir(parents=True, exist_ok=True)
@@ -262,6 +269,30 @@ def narrow(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model)
 
 
+def read_graph(graph: Path) -> dict[str, torch.Tensor]:
+    """The weights of an exported network by the names of its parameters; those of 8 bits are multiplied out.
+
+    Raises:
+        OSError: the file cannot be read.
+        DecodeError: it is no graph.
+    """
+    model = onnx.load(str(graph))
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weights = {
+        name.removesuffix("_int8"): value * stored[f"{name.removesuffix('_int8')}_scale"]
+        if name.endswith("_int8")
+        else value
+        for name, value in stored.items()
+        if not name.endswith("_scale")
+    }
+    for node in model.graph.node:
+        # The exporter turns the matrices of linear layers round and gives them numbers for names.
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            layer = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+            weights[f"{layer}.weight"] = weights.pop(node.input[1]).T
+    return {name: torch.tensor(value) for name, value in weights.items()}
+
+
 def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Rows, NDArray[np.int64]]:
     """Rows in random order, and int64[n]: the intercept of each, 0 for those that have none."""
     rng = np.random.default_rng(seed)
@@ -276,7 +307,8 @@ def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Ro
         chosen[rng.permutation(of_source)[: plan.source_rows.get(source, of_source.size)]] = True
         if source in plan.rare_toxic:
             chosen[of_source[labelled.labels[of_source] == 1]] = True
-    labelled = labelled.take(chosen)
+    times = np.array([plan.repeats.get(source, 1) for source in labelled.sources.tolist()])
+    labelled = labelled.pick(np.repeat(np.flatnonzero(chosen), times[chosen]))
     clean = np.zeros(len(paragraphs), dtype=np.bool_)
     for source in np.unique(paragraphs.sources[paragraphs.ship]).tolist():
         clean[rng.permutation(np.flatnonzero(paragraphs.sources == source))[: plan.clean_source_rows]] = True

@@ -244,13 +244,15 @@ def _calibration(
         np.append(weights, np.full(prose.size, clean_weight)),
     )
     rows_only = _reliability(found, labels, even)
+    moved = np.concatenate([_with_share(probability, float(part.labels.mean())) for part, probability in parts])
+    known = _reliability(moved, labels, even)
     show(
         f"Toxicity, {language}: reliability; the mixture of {recipe.toxic_share:.0%} toxic text, rough and clean prose",
-        ("probability", "share of it", "mean", "toxic", "diagram"),
+        ("probability", "share of it", "mean |", "toxic #", "diagram"),
         [
             (
                 f"{at / _BINS:.1f} to {(at + 1) / _BINS:.1f}", f"{weight:.3%}", f"{mean:.3f}", f"{share:.3f}",
-                "#" * round(20 * share),
+                _bar(mean, share),
             )
             for at, (weight, mean, share) in enumerate(mixture["bins"])
             if weight
@@ -259,9 +261,31 @@ def _calibration(
     show(
         f"Toxicity, {language}: expected calibration error",
         ("rows", "error"),
-        [("mixture", f"{mixture['error']:.3f}"), ("measured rows alone", f"{rows_only['error']:.3f}")],
+        [
+            ("mixture", f"{mixture['error']:.3f}"),
+            ("measured rows alone, each source's share of toxic rows known", f"{known['error']:.3f}"),
+            ("measured rows alone", f"{rows_only['error']:.3f}"),
+        ],
     )
-    return {"mixture": mixture, "rows": rows_only}
+    return {"mixture": mixture, "rows_of_known_shares": known, "rows": rows_only}
+
+
+def _bar(mean: float, share: float) -> str:
+    """Twenty characters: the share of toxic rows as a bar, the mean probability as a mark that it should reach."""
+    cells = list(("#" * round(20 * share)).ljust(20, "·"))
+    cells[min(round(20 * mean), 19)] = "|"
+    return "".join(cells)
+
+
+def _with_share(probability: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Probabilities whose log-odds are moved by one number, so that their mean is `share`."""
+    kept = np.clip(probability, 1e-6, 1 - 1e-6)
+    log_odds = np.log(kept) - np.log1p(-kept)
+    low, high = -30.0, 30.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 / (1 + np.exp(-log_odds - middle))).mean() < share else (low, middle)
+    return np.asarray(1 / (1 + np.exp(-log_odds - low)))
 
 
 def _reliability(

@@ -11,8 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="networks are trained with the extra finetune, which needs torch")
 pytest.importorskip("transformers", reason="networks are trained with the extra finetune, which needs transformers")
 
+from transformers import BertConfig, BertModel  # noqa: E402
+
 from dqs.training.characters import UNKNOWN, CharacterNetwork, read_characters  # noqa: E402
-from dqs.training.transformer import CHARACTERS, export  # noqa: E402
+from dqs.training.transformer import CHARACTERS, Network, export, read_graph  # noqa: E402
 
 TEXTS = ["你好，世界！", "骗子 ABC", "他妈的骗子", "他們是騙子", "好好好"]
 
@@ -54,3 +56,27 @@ def test_the_graph_answers_as_torch_does(tmp_path: Path) -> None:
         inputs = {"input_ids": np.array([found]), "attention_mask": np.ones((1, len(found)), dtype=np.int64)}
         (alone,) = session.run(None, inputs)
         np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of masks, whose sizes are inputs
+@pytest.mark.parametrize("kind", ["characters", "encoder"])
+def test_training_goes_on_from_an_exported_graph(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "characters":
+        _, characters, sounds = read_characters(TEXTS)
+        network = CharacterNetwork(characters, sounds, 2)
+    else:
+        BertModel(
+            BertConfig(
+                vocab_size=300, hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256
+            )
+        ).save_pretrained(tmp_path)
+        network = Network(tmp_path, 2)
+    export(network, tmp_path, CHARACTERS)
+    read = read_graph(tmp_path / "model.onnx")
+    state = network.state_dict()
+    assert read.keys() == state.keys()
+    for name, weights in state.items():
+        rounding = weights.abs().max().item() / 254 if weights.ndim == 2 else 0.0
+        torch.testing.assert_close(read[name], weights, rtol=0, atol=rounding + 1e-6)

@@ -220,9 +220,10 @@ def test_what_cannot_serve_is_refused_and_leaves_nothing_behind(
         onnx.save_model(model, str(source / "model.onnx"))
         export = {"source": source}
 
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as refused:
         run(tmp_path, **export)
 
+    assert ".import-" not in str(refused.value)  # a folder that is gone by now
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -256,8 +257,9 @@ def test_incomplete_exports(tmp_path: Path, name: str, content: str | None, mess
     else:
         (source / name).write_text(content, "utf-8")
 
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as refused:
         run(tmp_path, source=source)
+    assert ".import-" not in str(refused.value)
     assert list((tmp_path / "models").iterdir()) == []
 
 

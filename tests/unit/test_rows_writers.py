@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dqs.data import Label, Reason
+from dqs.data import Label, Missing, Reason
 from dqs.errors import ConfigError, DocumentError, DocumentErrorCode
 from dqs.rows.manifest import Manifest, Part, identify
 from dqs.rows.outputs import FileOutputs, Folder, PartOutputs, Targets, plan_targets, read_parts
@@ -40,6 +40,11 @@ def three_rows() -> tuple[Rows, pa.RecordBatch]:
             "duplicate_similarity": np.array([0, np.inf], np.float32),
             "exact_duplicate": np.array([0, 1], np.float32),
         },
+        missing={
+            "perplexity": np.array([Missing.TOO_SHORT, 0], np.uint8),
+            "toxicity": np.array([0, 0], np.uint8),
+            "duplicate_similarity": np.array([Missing.NOT_ASKED, Missing.UNAVAILABLE], np.uint8),
+        },
         duplicate_of=[None, "甲"],
         errors=[None, None],
     )
@@ -58,6 +63,8 @@ def test_a_scored_table_has_nulls_and_never_nan() -> None:
     assert last["explanations"] == ["toxic: toxicity 0.75 > 0.5"]
     assert last["duplicate_similarity"] is None  # not finite
     assert last["exact_duplicate"] is True
+    assert dict(first["missing"]) == {"perplexity": "too_short", "duplicate_similarity": "not_asked"}
+    assert dict(last["missing"]) == {"duplicate_similarity": "unavailable"}
     assert [row["row"] for row in table.to_pylist()] == [1, 3, 4]
 
 

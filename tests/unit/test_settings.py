@@ -49,6 +49,8 @@ def test_a_named_file_is_read_instead_of_the_one_in_the_folder(tmp_path: Path) -
         ("prot = 1", r"dqs\.toml has prot, which is no setting; did you mean port\?"),
         ("zebra = 1", "zebra, which is no setting; `dqs settings` lists"),
         ("port = ", "Cannot read the settings file"),
+        ("classifiers = 5", r"Setting classifiers .*: give names with commas between"),
+        ("classifiers = [5]", "Setting classifiers"),
         ("drain_s = inf", "Setting drain_s"),
         ("drain_s = nan", "Setting drain_s"),
         ("ray_head_timeout_s = 60", "Setting ray_head_timeout_s"),
