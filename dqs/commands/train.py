@@ -149,6 +149,32 @@ def characters(
     print(f"The exported network is in {output}; give it to `dqs train toxicity --second`.")
 
 
+@app.command("second-look")
+def second_look(
+    model: Annotated[Path, typer.Argument(help="Folder of a toxicity model, such as models/toxicity-en/2.")],
+    network: Annotated[Path, typer.Argument(help="Folder of `dqs train transformer` or `dqs train characters`.")],
+    data: Annotated[Path, typer.Option(help="Folder of the parquet files, with rows of the split dev.")],
+    version: Annotated[str, typer.Option(help="Version of the new model.")],
+    output: Output = None,
+    seed: Seed = DEFAULT_SEED,
+    data_dir: DataDir = None,
+    config: Config = None,
+) -> None:
+    """Give a toxicity model another network for its second look; its n-grams stay."""
+    settings = make_settings(config, data_dir=data_dir)
+    from dqs.models import load_model
+
+    try:
+        from dqs.training.toxicity_second import add_second_look
+    except ImportError as error:
+        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
+    output = output or settings.data_dir / "models"
+    folder = load_model(model)
+    if (output / folder.name / version).exists():
+        raise ConfigError(f"{folder.name}@{version} is in {output} already: give another --version.")
+    _done(add_second_look(folder, network, data, output, version=version, seed=seed, progress=_say))
+
+
 @app.command()
 def quality(
     data: Annotated[Path, typer.Option(help="Folder of the parquet files.")],

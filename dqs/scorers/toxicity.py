@@ -159,7 +159,7 @@ class ToxicityModel:
             looked, left_out = self.second.choose(batch, documents, ngrams, probability)
             if looked.size:
                 log_odds = self.second.look(batch, documents, ngrams, looked)
-                probability[looked] = self.second.mix(probability[looked], log_odds[:, 0])
+                probability[looked] = self.second.mix(probability[looked], log_odds)
                 # Likelier windows of the same document were judged in their place.
                 probability[left_out] = 0
         best = _worst_windows(probability, ngrams.window_offsets)
@@ -228,7 +228,8 @@ class SecondLook:
     what people write to each other rather than like edited prose: a weighted sum of `SIGNS`
     says so, which a second set of n-gram weights contributes to. Windows of documents
     that have more than one meet limits of their own, and at most `most_windows` of a document
-    are looked at. The probability is then that of a logistic regression on both models' log-odds.
+    are looked at. The probability is then that of a logistic regression on the n-grams' log-odds and
+    the network's, of toxicity and of attributes.
     """
 
     def __init__(self, folder: ModelFolder, runtime: Runtime) -> None:
@@ -248,7 +249,7 @@ class SecondLook:
                 f"{', '.join(SIGNS)}: restore its model.toml."
             )
         self._sign_weights = np.array([_number(signs, name, folder.label) for name in SIGNS])
-        self._weights = tuple(_number(table, key, folder.label) for key in ("first_scale", "second_scale", "offset"))
+        self._first_scale, self._offset = (_number(table, key, folder.label) for key in ("first_scale", "offset"))
         named = table.get("attributes", {})
         if not isinstance(named, dict) or not set(named) <= set(ATTRIBUTES):
             raise ModelError(
@@ -258,12 +259,20 @@ class SecondLook:
         self._attribute_weights = np.array(
             [[_number(named[name], key, folder.label) for key in ("scale", "offset", "base")] for name in named]
         ).reshape(len(named), 3)[[list(named).index(name) for name in self.attributes]]
+        labels = (SECOND_LABEL, *self.attributes)
+        scales = table.get("scales")
+        if not isinstance(scales, dict) or not set(scales) <= set(labels):
+            raise ModelError(
+                f"The table [toxicity.second.scales] of the model {folder.label} must have numbers for some of "
+                f"{', '.join(labels)}: restore its model.toml."
+            )
+        self._scales = [_number({label: 0.0, **scales}, label, folder.label) for label in labels]
         self._post = _NgramGraph(folder, POST_ROLE, runtime)
         self._network = Transformer(folder, runtime, graph_role=SECOND_ROLE)
-        if self._network.labels != (SECOND_LABEL, *self.attributes) or self._network.shape.head != "multi_label":
+        if self._network.labels != labels or self._network.shape.head != "multi_label":
             raise ModelError(
                 f"The second graph of the model {folder.label} must be a multi_label one with the labels "
-                f"{', '.join((SECOND_LABEL, *self.attributes))}: restore its model.toml."
+                f"{', '.join(labels)}: restore its model.toml."
             )
 
     def choose(
@@ -308,9 +317,12 @@ class SecondLook:
         return log_odds_of(scores)
 
     def mix(self, first: NDArray[np.float32], second: NDArray[np.float64]) -> NDArray[np.float32]:
-        """float32[k]: the probability by the n-grams' probability and the network's log-odds."""
-        first_scale, second_scale, offset = self._weights
-        return _probability(first_scale * log_odds_of(first) + second_scale * second + offset).astype(np.float32)
+        """float32[k]: the probability by the n-grams' probability and the network's log-odds of each label."""
+        mixed = self._first_scale * log_odds_of(first) + self._offset
+        # One after the other: a product of matrices would round by how many windows there are.
+        for column, scale in enumerate(self._scales):
+            mixed += scale * second[:, column]
+        return _probability(mixed).astype(np.float32)
 
     def attribute(
         self,

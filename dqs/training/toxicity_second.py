@@ -16,6 +16,7 @@ fine-tuned and exported elsewhere, and writes the two as one model folder:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -79,6 +80,7 @@ class Plan:
         toxic_share: share of toxic text that probabilities assume.
         clean_share: share of clean prose in the rest; the other is posts that are not toxic.
         adversarial: sources whose rows were written to fool classifiers.
+        mixed: attributes whose log-odds count beside those of toxicity; what sources call toxic is often one of them.
         sureness: what the log-odds of both are multiplied by after that, for text of unknown sources is told apart
             worse than that of the rows for development. Chosen on rows that may not ship.
         lean: what is added to them then.
@@ -95,6 +97,7 @@ class Plan:
     toxic_share: float = 0.1
     clean_share: float = 0.9
     adversarial: tuple[str, ...] = ("dynahate", "hatemoji_build")
+    mixed: tuple[str, ...] = ("identity_attack",)
     sureness: float = 1.0
     lean: float = 0.0
 
@@ -167,7 +170,7 @@ def add_second_look(
     # Neutral until each part is fitted: the model as it stands measures what the next part is fitted to.
     second: dict[str, Any] = {"low_short": plan.low_short, "low_long": plan.low_long, "limit_short": -_FAR}
     second |= {"limit_long": -_FAR, "most_windows": plan.most_windows, "signs": dict.fromkeys(SIGNS, 0.0)}
-    second |= {"first_scale": 1.0, "second_scale": 0.0, "offset": 0.0}
+    second |= {"first_scale": 1.0, "offset": 0.0, "scales": {}}
     second["attributes"] = {name: {"scale": 1.0, "offset": 0.0, "base": 0.0} for name in names}
 
     def written() -> ModelFolder:
@@ -208,12 +211,16 @@ def add_second_look(
     progress("fitting both models together")
     draft = ToxicityModel(written())
     chosen = _Looked.of(dev, draft)
-    second |= _stack(chosen, _Looked.of(paragraphs.take(paragraphs.ship), draft), plan)
+    mixed = [SECOND_LABEL, *(name for name in names if name in plan.mixed)]
+    columns = [classifier["labels"].index(label) for label in mixed]
+    prose_windows = _Looked.of(paragraphs.take(paragraphs.ship), draft)
+    second["first_scale"], *scales, second["offset"] = _stack(chosen, prose_windows, columns, plan)
+    second["scales"] = dict(zip(mixed, scales, strict=True))
     for column, name in enumerate(names):
         annotated = chosen.rows.attributes[:, list(ATTRIBUTE_COLUMNS).index(name)]
         second["attributes"][name] = _fit_attribute(chosen.second[:, 1 + column], annotated, chosen.rows.labels)
     model = written()
-    _add_to_card(folder.path / "CARD.md", place / "CARD.md", plan, names)
+    _add_to_card(folder.path / "CARD.md", place / "CARD.md", plan, mixed, names)
     return model
 
 
@@ -231,13 +238,14 @@ def _copy_graph(graph: Path, place: Path) -> None:
         (place / _WEIGHTS_FILE).chmod(0o644)  # onnx keeps it to its writer
 
 
-def _add_to_card(card: Path, target: Path, plan: Plan, attributes: list[str]) -> None:
+def _add_to_card(card: Path, target: Path, plan: Plan, mixed: list[str], attributes: list[str]) -> None:
     """Writes the card of the n-grams with a chapter about the second look in front of the figures."""
     told = textwrap.fill(
         f"A network looks again at windows whose n-grams give a probability of {plan.low_short:g} or more "
         f"({plan.low_long:g} in documents of more than one window) and which are written like what people post rather "
         f"than like edited prose, at most {plan.most_windows} of a document. Their probability is that of a logistic "
-        "regression on the log-odds of both, fitted to rows of the splits dev. Limits are chosen so that of a megabyte "
+        f"regression on the log-odds of both ({', '.join(mixed)}), fitted to rows of the splits dev. "
+        "Limits are chosen so that of a megabyte "
         f"of clean text about {plan.short_per_mb:g} windows in short documents and {plan.long_per_mb:g} in long ones "
         "are looked at. "
         + (f"Of toxic text it also says: {', '.join(attributes)}. " if attributes else "")
@@ -245,6 +253,8 @@ def _add_to_card(card: Path, target: Path, plan: Plan, attributes: list[str]) ->
         110,
     )
     text = card.read_text("utf-8") if card.is_file() else "## What it must not be used for\n"
+    # A second look that the model had before is replaced.
+    text = re.sub(r"## The second look\n.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
     before, heading, after = text.partition(
         "## Held-out results" if "## Held-out results" in text else "## Training data"
     )
@@ -367,8 +377,11 @@ def _fit_signs(prose: _Windows, posts: _Windows) -> NDArray[np.float64]:
     return np.asarray(regression.coef_[0] / spread)
 
 
-def _stack(chosen: _Looked, prose: _Looked, plan: Plan) -> dict[str, float]:
-    """Weights of both models' log-odds, fitted to the plan's mixture; every source counts the same in its part."""
+def _stack(chosen: _Looked, prose: _Looked, columns: list[int], plan: Plan) -> list[float]:
+    """Weights of both models' log-odds, the network's in `columns`, and an offset, fitted to the plan's mixture.
+
+    Every source counts the same in its part.
+    """
     labels = np.append(chosen.rows.labels, prose.rows.labels)
     toxic = chosen.rows.labels == 1
     posts_share = (1 - plan.toxic_share) * (1 - plan.clean_share)
@@ -381,8 +394,9 @@ def _stack(chosen: _Looked, prose: _Looked, plan: Plan) -> dict[str, float]:
             prose.weight * (1 - plan.toxic_share) * plan.clean_share,
         ]
     )
-    second = np.append(chosen.second[:, 0], prose.second[:, 0])
-    values = np.stack([np.append(chosen.first, prose.first), second], axis=1)
+    second = np.concatenate([chosen.second[:, columns], prose.second[:, columns]])
+    values = np.column_stack([np.append(chosen.first, prose.first), second])
+    count = values.shape[1]
     sources = np.append(chosen.rows.sources, np.full(len(prose.rows), ""))
     weights *= labels.size / weights.sum()
     # Sources mean different things by toxic: an intercept of each one's own keeps that out of the weights. Rows that
@@ -393,11 +407,10 @@ def _stack(chosen: _Looked, prose: _Looked, plan: Plan) -> dict[str, float]:
     within = LogisticRegression(C=100.0, max_iter=2000).fit(
         np.hstack([values[natural], own]), labels[natural], sample_weight=weights[natural]
     )
-    mixed = values @ within.coef_[0, :2]
+    mixed = values @ within.coef_[0, :count]
     regression = LogisticRegression(C=1e6, max_iter=1000).fit(mixed[:, None], labels, sample_weight=weights)
-    first_scale, second_scale = (within.coef_[0, :2] * regression.coef_[0, 0] * plan.sureness).tolist()
-    offset = float(regression.intercept_[0]) * plan.sureness + plan.lean
-    return {"first_scale": first_scale, "second_scale": second_scale, "offset": offset}
+    scales = within.coef_[0, :count] * regression.coef_[0, 0] * plan.sureness
+    return [*scales.tolist(), float(regression.intercept_[0]) * plan.sureness + plan.lean]
 
 
 def _fit_attribute(

@@ -25,7 +25,7 @@ FIRST = LinearModel(np.random.default_rng(3).normal(size=1 << 12).astype(np.floa
 POST = LinearModel(np.zeros(1 << 12, dtype=np.float32), scale=1.0, offset=1.0)
 LIMITS = {"low_short": 0.0, "low_long": 0.0, "limit_short": 0.0, "limit_long": 0.0, "most_windows": 8}
 SIGN_WEIGHTS = dict.fromkeys(SIGNS, 0.0) | {"post": 1.0}
-MIX = {"first_scale": 0.25, "second_scale": 0.75, "offset": -0.5}
+MIX = {"first_scale": 0.25, "scales": {"toxic": 0.75, "insult": 0.5}, "offset": -0.5}
 ATTRIBUTES = {"insult": {"scale": 2.0, "offset": -1.0, "base": 0.3}}
 
 
@@ -72,7 +72,7 @@ def log_odds(probability: float) -> float:
 def by_hand(first: float, words: list[str]) -> tuple[float, float]:
     """What both models say of a window, and its attribute."""
     toxic, insult = expected_logits(words, 2)
-    both = sigmoid(0.25 * log_odds(first) + 0.75 * float(toxic) - 0.5)
+    both = sigmoid(0.25 * log_odds(first) + 0.75 * float(toxic) + 0.5 * float(insult) - 0.5)
     return both, both * sigmoid(2.0 * float(insult) - 1.0)
 
 
@@ -208,6 +208,8 @@ def test_attributes_are_signals_and_never_exceed_toxicity(tmp_path: Path) -> Non
         ({"second": {"attributes": {"rude": {"scale": 1.0, "offset": 0.0, "base": 0.1}}}}, "attributes other than"),
         ({"second": {"low_long": "much"}}, "low_long"),
         ({"second": {"signs": {"post": 1.0}}}, "a number for each of"),
+        ({"second": {"scales": {"threat": 1.0}}}, "numbers for some of toxic, insult"),
+        ({"second": {"scales": {"toxic": "much"}}}, "no number 'toxic'"),
     ],
 )
 def test_a_second_model_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from dqs.commands.root import app
 from dqs.errors import ConfigError
-from dqs.models import ModelFolder
+from dqs.models import ModelFolder, load_model
 from dqs.scorers.toxicity import ToxicityModel
 from dqs.text import TextBatch
 from dqs.text.ngrams import NgramShape
@@ -94,6 +96,20 @@ def test_posts_are_looked_at_again_and_prose_is_not(tmp_path: Path, data: Path, 
     toxic = np.array([table["label"][i] for i in dev]) == 1
     assert found.probability[toxic].min() > found.probability[~toxic].max()
     assert "The second look" in (made.path / "CARD.md").read_text("utf-8")
+
+
+def test_a_model_takes_another_network(tmp_path: Path, data: Path, first: ModelFolder) -> None:
+    add_second_look(first, export(tmp_path / "one"), data, tmp_path / "made", version="2", plan=PLAN)
+    command = ["train", "second-look", str(tmp_path / "made" / "toxicity-en" / "2"), str(export(tmp_path / "two"))]
+    command += ["--data", str(data), "--output", str(tmp_path / "made"), "--version", "3"]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    made = load_model(tmp_path / "made" / "toxicity-en" / "3")
+    made.verify()
+    ToxicityModel(made)
+    assert (made.path / "CARD.md").read_text("utf-8").count("The second look") == 1
+    again = CliRunner().invoke(app, command)
+    assert "give another --version" in str(again.exception)
 
 
 def test_the_same_data_give_the_same_model(tmp_path: Path, data: Path, first: ModelFolder) -> None:
