@@ -48,6 +48,8 @@ class Missing(enum.IntEnum):
     """The caller switched the signal off (for instance duplication)."""
     UNAVAILABLE = 4
     """What computes the signal could not be reached; the value is unknown."""
+    NOT_LOOKED_AT = 5
+    """A slower model computes the signal, which looks only at what a faster one leaves in doubt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ DEFAULT_MISSING: Mapping[Missing, Label] = MappingProxyType(
         Missing.TOO_SHORT: Label.KEEP,
         Missing.NO_MODEL: Label.KEEP,
         Missing.NOT_ASKED: Label.KEEP,
+        Missing.NOT_LOOKED_AT: Label.KEEP,
         # Unknown is not the same as fine: somebody has to look, or ask again.
         Missing.UNAVAILABLE: Label.REVIEW,
     }

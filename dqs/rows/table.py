@@ -15,6 +15,7 @@ from dqs.rows.readers import Rows, printable
 
 _FIRST_SIGNALS = ("perplexity", "perplexity_percentile", "toxicity")
 _DUPLICATE_SIGNALS = ("duplicate_similarity", "exact_duplicate")
+_SPAN = pa.list_(pa.int32())
 _MISSING = pa.map_(pa.string(), pa.string())
 _LABELS = {Label.KEEP: "keep", Label.DROP: "drop", Label.REVIEW: "review"}
 
@@ -29,6 +30,7 @@ class Answers:
         languages: ISO 639-1 code or `und` per document.
         signals: float32[n] per signal name; NaN where there is no score.
         missing: uint8[n] of `Missing` per signal name: why there is none.
+        toxicity_span: int32[n, 2]; first and past-the-last code point of the worst passage, -1 where there is none.
         duplicate_of: id of the document that it repeats, or None.
         errors: `CODE: sentence`, or None.
     """
@@ -38,6 +40,7 @@ class Answers:
     languages: Sequence[str]
     signals: dict[str, NDArray[np.float32]]
     missing: dict[str, NDArray[np.uint8]]
+    toxicity_span: NDArray[np.int32]
     duplicate_of: Sequence[str | None]
     errors: Sequence[str | None]
 
@@ -50,6 +53,7 @@ class Answers:
             languages=results.columns.language,
             signals=results.columns.values,
             missing=results.columns.missing,
+            toxicity_span=_spans(results.columns.toxicity_span, len(results)),
             duplicate_of=results.duplicate_of,
             errors=[None if error is None else f"{error.code}: {error.message}" for error in results.errors],
         )
@@ -77,6 +81,9 @@ class Answers:
             languages=[verdict.language for verdict in verdicts],
             signals=columns,
             missing=missing,
+            toxicity_span=np.array([verdict.toxicity_span or (-1, -1) for verdict in verdicts], dtype=np.int32).reshape(
+                -1, 2
+            ),
             duplicate_of=[verdict.duplicate_of for verdict in verdicts],
             errors=[None if v.error is None else f"{v.error[0]}: {v.error[1]}" for v in verdicts],
         )
@@ -97,6 +104,7 @@ def score_schema(signals: Sequence[str], policy: str) -> pa.Schema:
         pa.field("error", pa.string()),
         pa.field("language", pa.string()),
         *(pa.field(name, pa.float32()) for name in _FIRST_SIGNALS),
+        pa.field("toxicity_span", _SPAN),
         pa.field("duplicate_of", pa.string()),
         pa.field("duplicate_similarity", pa.float32()),
         pa.field("exact_duplicate", pa.bool_()),
@@ -131,6 +139,8 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
     errors: list[str | None] = [None if e is None else f"{e.code}: {e.message}" for e in rows.errors]
     languages: list[str | None] = [None] * n
     duplicate_of: list[str | None] = [None] * n
+    spans: list[list[int] | None] = [None] * n
+    found_spans = answers.toxicity_span.tolist()
     for k, i in enumerate(place.tolist()):
         if not good[i]:
             errors[i] = answers.errors[k]
@@ -140,6 +150,7 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         explanations[i] = [reason.explanation for reason in answers.reasons[k]]
         languages[i] = answers.languages[k]
         duplicate_of[i] = answers.duplicate_of[k]
+        spans[i] = found_spans[k] if found_spans[k][0] >= 0 else None
     columns: dict[str, pa.Array] = {
         "id": pa.array(rows.ids, pa.string()),
         "label": pa.array(labels, pa.string()),
@@ -147,6 +158,7 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         "explanations": pa.array(explanations, pa.list_(pa.string())),
         "error": pa.array(errors, pa.string()),
         "language": pa.array(languages, pa.string()),
+        "toxicity_span": pa.array(spans, _SPAN),
         "duplicate_of": pa.array(duplicate_of, pa.string()),
         "missing": _missing(answers.missing, place[good[place]], np.flatnonzero(good[place]), n),
         "file": pa.array([printable(rows.path)] * n, pa.string()),
@@ -164,6 +176,10 @@ def score_table(rows: Rows, answers: Answers, schema: pa.Schema) -> pa.RecordBat
         else:
             columns[name] = pa.array(values, pa.float32(), mask=empty)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _spans(spans: NDArray[np.int32] | None, n: int) -> NDArray[np.int32]:
+    return np.full((n, 2), -1, dtype=np.int32) if spans is None else spans
 
 
 def _missing(

@@ -271,6 +271,8 @@ def _json_values(column: pa.Array) -> list[str]:
     """A column as JSON texts. Numbers take the shortest form that reads back as the same float32."""
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
         return cast("list[str]", pc.fill_null(pc.cast(column, pa.string()), "null").to_pylist())
+    if pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type):
+        return ["null" if value is None else str(value) for value in column.to_pylist()]
     if pa.types.is_list(column.type):
         values = column.to_pylist()
         return ["null" if value is None else f"[{', '.join(map(encode_basestring, value))}]" for value in values]

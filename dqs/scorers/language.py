@@ -136,6 +136,11 @@ def _load_detector() -> LangDetector:
 
 
 @njit(cache=True, nogil=True)
+def _is_invisible(value: np.uint32) -> bool:
+    return value == 0xAD or 0x200B <= value <= 0x200F or 0x2060 <= value <= 0x2064 or value == 0xFEFF
+
+
+@njit(cache=True, nogil=True)
 def _sample(
     codepoints: NDArray[np.uint32],
     codepoint_offsets: NDArray[np.int64],
@@ -173,6 +178,10 @@ def _sample(
                 letters[k, 0] += flags & 1
                 letters[k, 1] += (flags >> 5) & 1
                 letters[k, 2] += (flags >> 6) & 1 if 0x3041 <= value <= 0x30FF else 0
+                if _is_invisible(value):
+                    continue  # soft hyphens and the like part words for the model, and for no reader
+                if 0xFF21 <= value <= 0xFF3A or 0xFF41 <= value <= 0xFF5A:
+                    value -= np.uint32(0xFEE0)  # full-width letters; full-width marks tell languages apart
                 if flags & 16 or value < 32:
                     value = np.uint32(32)
                     if out and sample[k, out - 1] == 32:

@@ -58,7 +58,8 @@ class ToxicityScorer:
     """Calibrated probability of toxicity per document, by one model per language.
 
     Fills `toxicity`, the attributes that the models have, and `columns.toxicity_span`. A document without a word has no
-    value (TOO_SHORT), nor has one in a language without a model (NO_MODEL).
+    value (TOO_SHORT), nor has one in a language without a model (NO_MODEL). Attributes are known where the model's
+    network looked at the worst window (else NOT_LOOKED_AT), in languages whose model has them (else NO_MODEL).
 
     Args:
         models: the folders of kind `toxicity`, one for each language.
@@ -88,6 +89,7 @@ class ToxicityScorer:
         toxicity = np.full(n, np.nan, dtype=np.float32)
         span = np.full((n, 2), -1, dtype=np.int32)
         attributes = {name: np.full(n, np.nan, dtype=np.float32) for name in self._attributes}
+        without = {name: np.full(n, Missing.NO_MODEL, dtype=np.uint8) for name in self._attributes}
         wordless = np.diff(batch.word_offsets) == 0
         missing = np.where(wordless, np.uint8(Missing.TOO_SHORT), np.uint8(Missing.NO_MODEL))
         for model in self._models:
@@ -99,14 +101,11 @@ class ToxicityScorer:
                 missing[documents] = Missing.PRESENT
                 for at, name in enumerate(model.attributes):
                     attributes[name][documents] = found.attributes[:, at]
+                    without[name][documents] = Missing.NOT_LOOKED_AT
         columns.put("toxicity", toxicity, missing)
         for name, values in attributes.items():
-            unknown = np.isnan(values)
-            columns.put(
-                f"toxicity_{name}",
-                values,
-                np.where(unknown & (missing == Missing.PRESENT), np.uint8(Missing.NO_MODEL), missing),
-            )
+            reason = np.where(missing == Missing.PRESENT, without[name], missing)
+            columns.put(f"toxicity_{name}", values, np.where(np.isnan(values), reason, np.uint8(Missing.PRESENT)))
         columns.toxicity_span = span
 
 
@@ -166,7 +165,8 @@ class ToxicityModel:
         start, end = _places(batch, documents, ngrams.window_start[best], ngrams.window_end[best])
         worst = self._discounted(probability[best], ngrams)
         attributes = np.zeros((documents.size, 0), dtype=np.float32)
-        if self.second is not None:
+        if self.attributes:
+            assert self.second is not None
             attributes = self.second.attribute(worst, best, looked, log_odds[:, 1:])
         return Toxicity(worst, np.stack([start, end], axis=1).astype(np.int32), attributes, looked.size)
 
@@ -190,7 +190,8 @@ class Toxicity:
     Attributes:
         probability: float32[m], 0 to 1, of the worst window.
         span: int32[m, 2]; first and past-the-last code point of that window within its document.
-        attributes: float32[m, attributes]; probability of each attribute, never above `probability`.
+        attributes: float32[m, attributes]; probability of each attribute, never above `probability`; NaN where the
+            second model did not look.
         looked_at: windows that the second model has looked at.
     """
 
@@ -257,8 +258,8 @@ class SecondLook:
             )
         self.attributes = tuple(name for name in ATTRIBUTES if name in named)
         self._attribute_weights = np.array(
-            [[_number(named[name], key, folder.label) for key in ("scale", "offset", "base")] for name in named]
-        ).reshape(len(named), 3)[[list(named).index(name) for name in self.attributes]]
+            [[_number(named[name], key, folder.label) for key in ("scale", "offset")] for name in named]
+        ).reshape(len(named), 2)[[list(named).index(name) for name in self.attributes]]
         labels = (SECOND_LABEL, *self.attributes)
         scales = table.get("scales")
         if not isinstance(scales, dict) or not set(scales) <= set(labels):
@@ -333,11 +334,11 @@ class SecondLook:
     ) -> NDArray[np.float32]:
         """float32[m, attributes] of m documents by their worst windows `best`.
 
-        The probability of toxicity times that of the attribute in toxic text; where the
-        window was not looked at, the attribute's share of toxic text stands for the latter.
+        The probability of toxicity times that of the attribute in toxic text; NaN where the
+        window was not looked at.
         """
-        scale, offset, base = self._attribute_weights.T
-        given_toxic = np.repeat(base[None, :], best.size, axis=0)
+        scale, offset = self._attribute_weights.T
+        given_toxic = np.full((best.size, scale.size), np.nan)
         at = np.searchsorted(looked, best)
         seen = at < looked.size
         seen[seen] = looked[at[seen]] == best[seen]

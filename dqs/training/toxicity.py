@@ -130,7 +130,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         disguised_share=0.2,
         identity_repeats=6,
         identity_probability=0.003,
-        discount=0.7,
+        discount=0.4,
         register_share=0.17,
     ),
 }

@@ -10,7 +10,9 @@ fine-tuned and exported elsewhere, and writes the two as one model folder:
    looked at than the plan allows, one for documents of one window, one for longer ones.
 4. Fit a logistic regression on both models' log-odds to the windows of rows for
    development and of clean text that pass the limits.
-5. Fit each attribute's log-odds to the toxic rows for development that have it annotated.
+5. Fit each attribute's log-odds to toxic rows that have it annotated, of sources where some
+   have it and some have it not: rows for development, and those of the split train where a
+   source has no others.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ _LARGE_BYTES: Final = 4 << 20
 _LEAST = 1e-6
 _FAR: Final = 1e9
 _LEAST_WINDOWS: Final = 200
+_LEAST_ANNOTATED: Final = 20
 _BATCH_TEXTS: Final = 2000
 _POST_SCALE: Final = 0.5
 
@@ -81,6 +84,7 @@ class Plan:
         clean_share: share of clean prose in the rest; the other is posts that are not toxic.
         adversarial: sources whose rows were written to fool classifiers.
         mixed: attributes whose log-odds count beside those of toxicity; what sources call toxic is often one of them.
+        attribute_rows: toxic rows of a source that attributes are fitted to, at most.
         sureness: what the log-odds of both are multiplied by after that, for text of unknown sources is told apart
             worse than that of the rows for development. Chosen on rows that may not ship.
         lean: what is added to them then.
@@ -98,6 +102,7 @@ class Plan:
     clean_share: float = 0.9
     adversarial: tuple[str, ...] = ("dynahate", "hatemoji_build")
     mixed: tuple[str, ...] = ("identity_attack",)
+    attribute_rows: int = 1500
     sureness: float = 1.0
     lean: float = 0.0
 
@@ -171,7 +176,7 @@ def add_second_look(
     second: dict[str, Any] = {"low_short": plan.low_short, "low_long": plan.low_long, "limit_short": -_FAR}
     second |= {"limit_long": -_FAR, "most_windows": plan.most_windows, "signs": dict.fromkeys(SIGNS, 0.0)}
     second |= {"first_scale": 1.0, "offset": 0.0, "scales": {}}
-    second["attributes"] = {name: {"scale": 1.0, "offset": 0.0, "base": 0.0} for name in names}
+    second["attributes"] = {name: {"scale": 1.0, "offset": 0.0} for name in names}
 
     def written() -> ModelFolder:
         return write_model(
@@ -216,9 +221,14 @@ def add_second_look(
     prose_windows = _Looked.of(paragraphs.take(paragraphs.ship), draft)
     second["first_scale"], *scales, second["offset"] = _stack(chosen, prose_windows, columns, plan)
     second["scales"] = dict(zip(mixed, scales, strict=True))
-    for column, name in enumerate(names):
-        annotated = chosen.rows.attributes[:, list(ATTRIBUTE_COLUMNS).index(name)]
-        second["attributes"][name] = _fit_attribute(chosen.second[:, 1 + column], annotated, chosen.rows.labels)
+    if names:
+        toxic = Rows.join(
+            [part.take(part.labels == 1) for part in (dev, posts.take(~np.isin(posts.sources, dev.sources)))]
+        )
+        told, log_odds = _first_windows(_some_of_each(toxic, plan, seed), draft)
+        for column, name in enumerate(names):
+            annotated = told.attributes[:, list(ATTRIBUTE_COLUMNS).index(name)]
+            second["attributes"][name] = _fit_attribute(log_odds[:, 1 + column], annotated, told.sources)
     model = written()
     _add_to_card(folder.path / "CARD.md", place / "CARD.md", plan, mixed, names)
     return model
@@ -413,17 +423,51 @@ def _stack(chosen: _Looked, prose: _Looked, columns: list[int], plan: Plan) -> l
     return [*scales.tolist(), float(regression.intercept_[0]) * plan.sureness + plan.lean]
 
 
+def _some_of_each(rows: Rows, plan: Plan, seed: int) -> Rows:
+    """At most `attribute_rows` rows of each source, in their order."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.permutation(np.flatnonzero(rows.sources == source))[: plan.attribute_rows]
+        for source in np.unique(rows.sources).tolist()
+    ]
+    return rows.pick(np.sort(np.concatenate(drawn)))
+
+
+def _first_windows(rows: Rows, model: ToxicityModel) -> tuple[Rows, NDArray[np.float64]]:
+    """The rows that have a word, and the network's log-odds of their first windows, float64[rows, labels]."""
+    kept, log_odds = [], []
+    begin = 0
+    for batch, documents in _batches(rows.texts):
+        ngrams = hash_ngrams(batch, documents, model.shape, model.sounds)
+        log_odds.append(_second(model).look(batch, documents, ngrams, ngrams.window_offsets[:-1]))
+        kept.append(begin + documents)
+        begin += len(batch)
+    return rows.pick(np.concatenate(kept)), np.concatenate(log_odds)
+
+
 def _fit_attribute(
-    log_odds: NDArray[np.float64], known: NDArray[np.int8], labels: NDArray[np.int8]
+    log_odds: NDArray[np.float64], known: NDArray[np.int8], sources: NDArray[np.str_]
 ) -> dict[str, float]:
-    """Scale and offset that turn log-odds into the share of toxic text with the attribute, and that share itself."""
-    chosen = (labels == 1) & (known >= 0)
+    """Scale and offset that turn log-odds into the share of toxic text with the attribute.
+
+    Every source counts the same in which at least `_LEAST_ANNOTATED` rows have it and as many have it not: others
+    say by their choice of rows what they have.
+    """
+    fitting = [
+        source
+        for source in np.unique(sources).tolist()
+        if min(((sources == source) & (known == value)).sum() for value in (0, 1)) >= _LEAST_ANNOTATED
+    ]
+    if not fitting:
+        raise ConfigError("there are too few annotated toxic rows to fit an attribute: leave it out")
+    chosen = np.isin(sources, fitting) & (known >= 0)
+    _, members, sizes = np.unique(sources[chosen], return_inverse=True, return_counts=True)
+    weights = chosen.sum() / (sizes.size * sizes[members])
     has = known[chosen] == 1
-    if has.sum() < 20 or (~has).sum() < 20:
-        raise ConfigError("there are too few annotated toxic rows of the split dev to fit an attribute: leave it out")
-    regression = LogisticRegression(C=1e6, max_iter=1000).fit(log_odds[chosen].reshape(-1, 1), has)
+    regression = LogisticRegression(C=1e6, max_iter=1000).fit(
+        log_odds[chosen].reshape(-1, 1), has, sample_weight=weights
+    )
     return {
         "scale": float(regression.coef_[0, 0]),
         "offset": float(regression.intercept_[0]),
-        "base": float(has.mean()),
     }

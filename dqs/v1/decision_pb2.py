@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64qs/v1/decision.proto\x12\x06\x64qs.v1\"\xa3\x01\n\x06Reason\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x08operator\x18\x04 \x01(\x0e\x32\x10.dqs.v1.Operator\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12&\n\x07missing\x18\x06 \x01(\x0e\x32\x15.dqs.v1.MissingReasonB\x08\n\x06_value*P\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLABEL_KEEP\x10\x01\x12\x0e\n\nLABEL_DROP\x10\x02\x12\x10\n\x0cLABEL_REVIEW\x10\x03*\xa8\x01\n\rMissingReason\x12\x1e\n\x1aMISSING_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18MISSING_REASON_TOO_SHORT\x10\x01\x12\x1b\n\x17MISSING_REASON_NO_MODEL\x10\x02\x12\x1c\n\x18MISSING_REASON_NOT_ASKED\x10\x03\x12\x1e\n\x1aMISSING_REASON_UNAVAILABLE\x10\x04*\x88\x01\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATOR_LESS\x10\x01\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x02\x12\x14\n\x10OPERATOR_GREATER\x10\x03\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64qs/v1/decision.proto\x12\x06\x64qs.v1\"\xa3\x01\n\x06Reason\x12\x0c\n\x04rule\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\t\x12\x12\n\x05value\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\"\n\x08operator\x18\x04 \x01(\x0e\x32\x10.dqs.v1.Operator\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12&\n\x07missing\x18\x06 \x01(\x0e\x32\x15.dqs.v1.MissingReasonB\x08\n\x06_value*P\n\x05Label\x12\x15\n\x11LABEL_UNSPECIFIED\x10\x00\x12\x0e\n\nLABEL_KEEP\x10\x01\x12\x0e\n\nLABEL_DROP\x10\x02\x12\x10\n\x0cLABEL_REVIEW\x10\x03*\xca\x01\n\rMissingReason\x12\x1e\n\x1aMISSING_REASON_UNSPECIFIED\x10\x00\x12\x1c\n\x18MISSING_REASON_TOO_SHORT\x10\x01\x12\x1b\n\x17MISSING_REASON_NO_MODEL\x10\x02\x12\x1c\n\x18MISSING_REASON_NOT_ASKED\x10\x03\x12\x1e\n\x1aMISSING_REASON_UNAVAILABLE\x10\x04\x12 \n\x1cMISSING_REASON_NOT_LOOKED_AT\x10\x05*\x88\x01\n\x08Operator\x12\x18\n\x14OPERATOR_UNSPECIFIED\x10\x00\x12\x11\n\rOPERATOR_LESS\x10\x01\x12\x1a\n\x16OPERATOR_LESS_OR_EQUAL\x10\x02\x12\x14\n\x10OPERATOR_GREATER\x10\x03\x12\x1d\n\x19OPERATOR_GREATER_OR_EQUAL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,9 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LABEL']._serialized_start=199
   _globals['_LABEL']._serialized_end=279
   _globals['_MISSINGREASON']._serialized_start=282
-  _globals['_MISSINGREASON']._serialized_end=450
-  _globals['_OPERATOR']._serialized_start=453
-  _globals['_OPERATOR']._serialized_end=589
+  _globals['_MISSINGREASON']._serialized_end=484
+  _globals['_OPERATOR']._serialized_start=487
+  _globals['_OPERATOR']._serialized_end=623
   _globals['_REASON']._serialized_start=34
   _globals['_REASON']._serialized_end=197
 # @@protoc_insertion_point(module_scope)

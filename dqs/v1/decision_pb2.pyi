@@ -19,6 +19,7 @@ class MissingReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISSING_REASON_NO_MODEL: _ClassVar[MissingReason]
     MISSING_REASON_NOT_ASKED: _ClassVar[MissingReason]
     MISSING_REASON_UNAVAILABLE: _ClassVar[MissingReason]
+    MISSING_REASON_NOT_LOOKED_AT: _ClassVar[MissingReason]
 
 class Operator(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ MISSING_REASON_TOO_SHORT: MissingReason
 MISSING_REASON_NO_MODEL: MissingReason
 MISSING_REASON_NOT_ASKED: MissingReason
 MISSING_REASON_UNAVAILABLE: MissingReason
+MISSING_REASON_NOT_LOOKED_AT: MissingReason
 OPERATOR_UNSPECIFIED: Operator
 OPERATOR_LESS: Operator
 OPERATOR_LESS_OR_EQUAL: Operator

@@ -28,7 +28,7 @@ SAMPLES = ROOT / "tests" / "samples"
 WAIT_S = 120.0
 COLUMNS = [
     "id", "label", "reasons", "explanations", "error", "language", "perplexity", "perplexity_percentile", "toxicity",
-    "duplicate_of", "duplicate_similarity", "exact_duplicate",
+    "toxicity_span", "duplicate_of", "duplicate_similarity", "exact_duplicate",
 ]  # fmt: skip
 
 

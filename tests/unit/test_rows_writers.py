@@ -45,6 +45,7 @@ def three_rows() -> tuple[Rows, pa.RecordBatch]:
             "toxicity": np.array([0, 0], np.uint8),
             "duplicate_similarity": np.array([Missing.NOT_ASKED, Missing.UNAVAILABLE], np.uint8),
         },
+        toxicity_span=np.array([[-1, -1], [0, 3]], np.int32),
         duplicate_of=[None, "甲"],
         errors=[None, None],
     )
@@ -63,6 +64,8 @@ def test_a_scored_table_has_nulls_and_never_nan() -> None:
     assert last["explanations"] == ["toxic: toxicity 0.75 > 0.5"]
     assert last["duplicate_similarity"] is None  # not finite
     assert last["exact_duplicate"] is True
+    assert first["toxicity_span"] is None
+    assert last["toxicity_span"] == [0, 3]
     assert dict(first["missing"]) == {"perplexity": "too_short", "duplicate_similarity": "not_asked"}
     assert dict(last["missing"]) == {"duplicate_similarity": "unavailable"}
     assert [row["row"] for row in table.to_pylist()] == [1, 3, 4]

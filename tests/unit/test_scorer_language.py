@@ -60,6 +60,19 @@ def test_text_without_letters_has_no_language(scorer: LanguageScorer) -> None:
     assert (columns.missing["language_confidence"] == Missing.TOO_SHORT).all()
 
 
+@pytest.mark.parametrize("mark", ["\u00ad", "\u200b", "\u200d", "\u2060", "\ufeff"])
+def test_invisible_characters_change_nothing(scorer: LanguageScorer, mark: str) -> None:
+    for language, text in SAMPLES.items():
+        hidden = mark.join(text[:60])
+        plain = detect(scorer, [text[:60]])
+        assert detect(scorer, [hidden]).language == plain.language, language
+
+
+def test_full_width_letters_are_letters(scorer: LanguageScorer) -> None:
+    wide = "".join(chr(ord(c) + 0xFEE0) if c.isascii() and c.isalpha() else c for c in SAMPLES["en"])
+    assert detect(scorer, [wide]).language == ["en"]
+
+
 def test_what_the_caller_says_wins(scorer: LanguageScorer) -> None:
     columns = detect(scorer, [SAMPLES["en"], SAMPLES["de"]], hints=["zh", ""])
 

@@ -26,7 +26,7 @@ POST = LinearModel(np.zeros(1 << 12, dtype=np.float32), scale=1.0, offset=1.0)
 LIMITS = {"low_short": 0.0, "low_long": 0.0, "limit_short": 0.0, "limit_long": 0.0, "most_windows": 8}
 SIGN_WEIGHTS = dict.fromkeys(SIGNS, 0.0) | {"post": 1.0}
 MIX = {"first_scale": 0.25, "scales": {"toxic": 0.75, "insult": 0.5}, "offset": -0.5}
-ATTRIBUTES = {"insult": {"scale": 2.0, "offset": -1.0, "base": 0.3}}
+ATTRIBUTES = {"insult": {"scale": 2.0, "offset": -1.0}}
 
 
 def write(root: Path, limits: dict[str, Any] | None = None, **changes: Any) -> ModelFolder:
@@ -88,7 +88,7 @@ def test_a_window_that_is_looked_at_has_the_answer_of_both(tmp_path: Path) -> No
         toxic, insult = by_hand(float(first.probability[i]), text.split())
         assert found.probability[i] == pytest.approx(toxic, abs=1e-5)
         assert found.attributes[i, 0] == pytest.approx(insult, abs=1e-5)
-        assert first.attributes[i, 0] == pytest.approx(0.3 * first.probability[i], abs=1e-6)
+    assert np.isnan(first.attributes).all()  # nobody looked
 
 
 def test_below_the_band_only_the_ngrams_speak(tmp_path: Path) -> None:
@@ -199,13 +199,16 @@ def test_attributes_are_signals_and_never_exceed_toxicity(tmp_path: Path) -> Non
     scorer.score(TextBatch.from_bytes(texts), columns)
     assert columns.missing["toxicity_insult"].tolist() == [Missing.PRESENT, Missing.TOO_SHORT, Missing.NO_MODEL]
     assert 0 < columns.values["toxicity_insult"][0] <= columns.values["toxicity"][0]
+    scorer = ToxicityScorer([write(tmp_path / "none", {"limit_short": 1e6})])
+    scorer.score(TextBatch.from_bytes(texts), columns)
+    assert columns.missing["toxicity_insult"].tolist() == [Missing.NOT_LOOKED_AT, Missing.TOO_SHORT, Missing.NO_MODEL]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"classifier": {"labels": ["toxic", "spam"]}}, "labels"),
-        ({"second": {"attributes": {"rude": {"scale": 1.0, "offset": 0.0, "base": 0.1}}}}, "attributes other than"),
+        ({"second": {"attributes": {"rude": {"scale": 1.0, "offset": 0.0}}}}, "attributes other than"),
         ({"second": {"low_long": "much"}}, "low_long"),
         ({"second": {"signs": {"post": 1.0}}}, "a number for each of"),
         ({"second": {"scales": {"threat": 1.0}}}, "numbers for some of toxic, insult"),
