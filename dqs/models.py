@@ -237,8 +237,8 @@ def find_models(
         The models, those of stronger roots first, by name within a root.
 
     Raises:
-        ModelError: a model.toml or serving.toml is malformed, or a version that is asked for or was
-            promoted is in no root.
+        ModelError: a model.toml or serving.toml is malformed, the only version of a model in a root lacks its
+            model.toml, or a version that is asked for or was promoted is in no root.
     """
     roots = list(roots)
     wanted = {**(promoted_versions(roots) if promoted is None else promoted), **(versions or {})}
@@ -248,6 +248,8 @@ def find_models(
             continue
         for place in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in found):
             folders = [path for path in place.iterdir() if (path / MODEL_FILE).is_file()]
+            if not folders:
+                _refuse_headless(place)
             if place.name in wanted:
                 folders = [path for path in folders if path.name == wanted[place.name]]
             if folders:
@@ -261,6 +263,13 @@ def find_models(
                 )
             raise ModelError(f"model {name}@{version} is in no models folder: install it or ask for another")
     return [model for model in found.values() if kind is None or model.kind == kind]
+
+
+def _refuse_headless(place: Path) -> None:
+    """Raises where a model's only version has lost its model.toml: a weaker root's would serve in its place."""
+    for path in place.iterdir():
+        if not path.name.startswith(".") and ((path / "CARD.md").is_file() or any(path.glob("*.onnx"))):
+            raise ModelError(f"{path} has no {MODEL_FILE}: restore it, or remove the folder")
 
 
 def find_exactly(roots: Iterable[Path], versions: Mapping[str, str]) -> list[ModelFolder]:

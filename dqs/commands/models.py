@@ -156,9 +156,16 @@ def verify(
     from dqs.models import find_versions, model_roots
 
     found = find_versions(model_roots(settings.models, settings.data_dir)) if every else _found(settings)
+    damaged = []
     for model in found:
-        model.verify()
-        print(f"{model.label}: {len(model.files)} files are whole.")
+        try:
+            model.verify()
+        except ModelError as error:
+            damaged.append(error)
+        else:
+            print(f"{model.label}: {len(model.files)} files are whole.", flush=True)
+    if damaged:
+        raise ModelError(" ".join(map(str, damaged)))
 
 
 class Task(StrEnum):

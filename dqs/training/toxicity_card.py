@@ -19,6 +19,7 @@ _WEAK: Final[Mapping[str, Sequence[str]]] = {
         "  threshold that suits one source is far off in another.",
         "- Words with letters replaced or stars inside: part of them is lost, see the benchmark.",
         "- Old fiction and plays, chronicles of war and crime: strong words without an attack.",
+        "- Threats without a strong word, and calls to harm a group in sober words.",
         "- Slurs that a group uses for itself, and quotations.",
     ),
     "zh": (
@@ -27,6 +28,8 @@ _WEAK: Final[Mapping[str, Sequence[str]]] = {
         "  chance, for it knows subjects better than tone.",
         "- Sober discussion of regions, ethnic groups and women, which it takes for abuse too often.",
         "- Abbreviations in Latin letters, emoji in the place of a word, dialect other than Mandarin.",
+        "- A few abusive sentences among some hundred characters of clean text, which lower the score of the window.",
+        "- Threats without a strong word, and short everyday insults.",
         "- Classical histories with war and punishment.",
     ),
 }

@@ -55,6 +55,8 @@ _BEFORE = {
         disguised_share=0.0,
         identity_repeats=0,
         register_share=0.0,
+        identity_probability=1.0,
+        discount=0.0,
         clean_share=0.9,
     ),
     "zh": replace(
@@ -63,6 +65,8 @@ _BEFORE = {
         disguised_share=0.0,
         identity_repeats=0,
         register_share=0.0,
+        identity_probability=1.0,
+        discount=0.0,
         clean_share=0.8,
     ),
 }

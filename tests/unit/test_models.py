@@ -66,6 +66,15 @@ def test_the_first_root_wins_and_in_it_the_highest_version(tmp_path: Path) -> No
         find_models(roots, versions={"shared": "12"})
 
 
+def test_a_model_that_lost_its_description_is_no_reason_to_serve_another(tmp_path: Path) -> None:
+    place = tmp_path / "strong" / "toxicity-en" / "3"
+    place.mkdir(parents=True)
+    find_models([tmp_path / "strong"])  # an empty folder is no model
+    (place / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(ModelError, match=r"toxicity-en/3 has no model\.toml: restore it"):
+        find_models([tmp_path / "strong"])
+
+
 def test_versions_order_by_number() -> None:
     versions = ["1", "1.2", "1.10", "2-rc", "2", "10", "2026.11"]
     assert sorted(["10", "1.10", "2", "2026.11", "1"], key=version_key) == ["1", "1.10", "2", "10", "2026.11"]
