@@ -165,7 +165,7 @@ def verify(
         else:
             print(f"{model.label}: {len(model.files)} files are whole.", flush=True)
     if damaged:
-        raise ModelError(" ".join(map(str, damaged)))
+        raise ModelError("; ".join(map(str, damaged)))
 
 
 class Task(StrEnum):

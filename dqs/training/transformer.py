@@ -58,7 +58,6 @@ class Plan:
         clean_words: words of a paragraph, at most.
         identity_repeats: how often each neutral sentence about a group of people is taken.
         disguised_share: share of rows whose words are disguised.
-        embedded_share: share of labelled rows that stand between pieces of clean text.
         tokens: of a text, at most; longer ones are cut.
         batch_rows: texts in one step.
         epochs: passes over the rows.
@@ -85,7 +84,6 @@ class Plan:
     clean_words: int = 50
     identity_repeats: int = 3
     disguised_share: float = 0.12
-    embedded_share: float = 0.0
     tokens: int = 64
     batch_rows: int = 32
     epochs: float = 1.0
@@ -102,7 +100,6 @@ CHARACTERS: Final = Plan(
     clean_source_rows=1200,
     identity_repeats=10,
     disguised_share=0.25,
-    embedded_share=0.2,
     tokens=128,
     batch_rows=64,
     epochs=4.0,
@@ -323,9 +320,6 @@ def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Ro
     texts = list(rows.texts)
     for at, text in zip(copied.tolist(), copies.texts, strict=True):
         texts[at] = text
-    for at in np.flatnonzero(rng.random(len(labelled)) < plan.embedded_share).tolist():
-        around = prose.texts[int(rng.integers(len(prose)))]
-        texts[at] = _embed(texts[at].decode(), around.decode(), plan.tokens, float(rng.random())).encode()
     families = [
         "" if at >= len(labelled) or source in recipe.reference_sources else recipe.same_intercept.get(source, source)
         for at, source in enumerate(rows.sources.tolist())
@@ -334,13 +328,6 @@ def _training_rows(data: Path, language: str, plan: Plan, seed: int) -> tuple[Ro
     order = rng.permutation(len(rows))
     family = np.array([numbers[families[i]] for i in order.tolist()], dtype=np.int64)
     return replace(rows, texts=texts).pick(order), family
-
-
-def _embed(text: str, around: str, characters: int, place: float) -> str:
-    """The text within a part of another one, `place` of which (0 to 1) comes before it; both whole if they fit."""
-    room = max(characters - len(text), 0)
-    before = round(min(len(around), room) * place)
-    return around[:before] + text + around[before:room]
 
 
 def _cut(ids: list[int], tokens: int) -> list[int]:

@@ -193,6 +193,17 @@ def test_models_are_listed_and_a_changed_file_is_named(tmp_path: Path) -> None:
         assert_one_sentence(err)
         assert weights.name in err
     assert not (tmp_path / "out.jsonl").exists()
+    second = Path(out.splitlines()[1].split("\t")[-1])
+    copy = tmp_path / "models" / second.parent.name / second.name
+    shutil.copytree(second, copy)
+    (copy / "CARD.md").unlink()
+    other = next(path for path in copy.iterdir() if path.suffix not in (".md", ".toml"))
+    other.unlink()
+    status, verified, err = dqs_here(tmp_path, "models", "verify", "--models", tmp_path / "models")
+    assert status == 2
+    assert weights.name in err
+    assert other.name in err
+    assert len(verified.splitlines()) == len(out.splitlines()) - 2
 
 
 def test_settings_are_toml_and_say_where_they_come_from(tmp_path: Path) -> None:
