@@ -137,7 +137,7 @@ def _load_detector() -> LangDetector:
 
 @njit(cache=True, nogil=True)
 def _is_invisible(value: np.uint32) -> bool:
-    return value == 0xAD or 0x200B <= value <= 0x200F or 0x2060 <= value <= 0x2064 or value == 0xFEFF
+    return bool(value == 0xAD or 0x200B <= value <= 0x200F or 0x2060 <= value <= 0x2064 or value == 0xFEFF)
 
 
 @njit(cache=True, nogil=True)

@@ -183,7 +183,7 @@ def fine_tune(
         try:
             state = read_graph(start) if start.suffix == ".onnx" else torch.load(start, weights_only=True)
             network.load_state_dict(state)
-        except (OSError, RuntimeError, UnpicklingError, DecodeError) as error:
+        except (OSError, KeyError, RuntimeError, UnpicklingError, DecodeError) as error:
             raise ConfigError(
                 f"{start} holds no network of this kind: give the network.pt of an earlier run, or the graph of one"
             ) from error
