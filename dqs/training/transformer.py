@@ -26,7 +26,6 @@ from typing import Any, Final
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
@@ -34,6 +33,7 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from dqs.errors import ConfigError
+from dqs.inference.onnx_file import read_onnx
 from dqs.inference.symbols import name_symbols
 from dqs.scorers.toxicity import SECOND_LABEL
 from dqs.training.characters import CharacterNetwork, read_characters
@@ -183,7 +183,7 @@ def fine_tune(
         try:
             state = read_graph(start) if start.suffix == ".onnx" else torch.load(start, weights_only=True)
             network.load_state_dict(state)
-        except (OSError, KeyError, RuntimeError, UnpicklingError, DecodeError) as error:
+        except (OSError, KeyError, RuntimeError, UnpicklingError) as error:
             raise ConfigError(
                 f"{start} holds no network of this kind: give the network.pt of an earlier run, or the graph of one"
             ) from error
@@ -273,9 +273,10 @@ def read_graph(graph: Path) -> dict[str, torch.Tensor]:
     """The weights of an exported network by the names of its parameters; those of 8 bits are multiplied out.
 
     Raises:
-        OSError: the file cannot be read.
-        DecodeError: it is no graph.
+        OSError: files of weights cannot be read.
+        ModelError: the file is no graph.
     """
+    read_onnx(graph)
     model = onnx.load(str(graph))
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = {
