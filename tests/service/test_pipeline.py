@@ -39,10 +39,11 @@ def test_both_languages_are_scored_and_kept(pipeline: Pipeline) -> None:
         verdict = results.verdict(i)
         assert verdict.label == Label.KEEP, verdict.reasons
         assert verdict.language == language
-        # Only the English model says what kind of toxic text it is.
+        # Only the English model says what kind of toxic text it is, where its network looks, which prose is not worth.
         kinds = {signal.name for signal in pipeline.signals if signal.name.startswith("toxicity_")}
         expected = {"short_line_share", "terminated_line_share", "ellipsis_line_share"}
-        assert set(verdict.missing) == expected | (kinds if language == "zh" else set())
+        assert set(verdict.missing) == expected | kinds
+        assert verdict.missing["toxicity_threat"] == (Missing.NO_MODEL if language == "zh" else Missing.NOT_LOOKED_AT)
         assert verdict.signals["duplicate_similarity"] == 0
         assert verdict.toxicity_span is not None
     assert set(results.columns.values) == {signal.name for signal in pipeline.signals}

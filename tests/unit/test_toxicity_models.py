@@ -59,7 +59,7 @@ def test_insults_score_above_harmless_text(scorer: ToxicityScorer, language: str
     harmless = score(scorer, language, HARMLESS[language]).values["toxicity"]
     insulting = score(scorer, language, INSULTING[language]).values["toxicity"]
     assert harmless.max() < 0.4
-    assert insulting.min() > 0.7
+    assert insulting.min() > {"en": 0.6, "zh": 0.5}[language]  # the thresholds of `default`
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
