@@ -142,6 +142,11 @@ def add_second_look(
         ConfigError: the export lacks a file, or there are no rows for development.
         ModelError: a model does not load.
     """
+    if folder.kind != KIND or len(folder.languages) != 1:
+        raise ConfigError(f"{folder.label} is no toxicity model of one language: give the folder of one")
+    for name in ("model.onnx", _TOKENIZER_FILE, "classifier.json"):
+        if not (export / name).is_file():
+            raise ConfigError(f"{export} has no {name}: export the network again")
     (language,) = folder.languages
     plan = plan or PLANS.get(language, Plan())
     place = output / folder.name / version
@@ -151,8 +156,6 @@ def add_second_look(
         (SECOND_ROLE, "model.onnx", _SECOND_FILE),
         (TOKENIZER_ROLE, _TOKENIZER_FILE, _TOKENIZER_FILE),
     ):
-        if not (export / name).is_file():
-            raise ConfigError(f"{export} has no {name}: export the transformer again")
         if role == SECOND_ROLE:
             _copy_graph(export / name, place)
             if (place / _WEIGHTS_FILE).exists():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dqs.commands.root import app
 from dqs.errors import ConfigError
-from dqs.models import ModelFolder, load_model
+from dqs.models import ModelFolder, find_models, load_model, model_roots
 from dqs.scorers.toxicity import ToxicityModel
 from dqs.text import TextBatch
 from dqs.text.ngrams import NgramShape
@@ -108,6 +108,13 @@ def test_a_model_takes_another_network(tmp_path: Path, data: Path, first: ModelF
     made.verify()
     ToxicityModel(made)
     assert (made.path / "CARD.md").read_text("utf-8").count("The second look") == 1
+    command[2] = str(find_models(model_roots(), kind="quality")[0].path)
+    command[-1] = "4"
+    assert "no toxicity model of one language" in str(CliRunner().invoke(app, command).exception)
+    command[2:4] = [str(made.path), str(tmp_path / "nowhere")]
+    assert "has no model.onnx" in str(CliRunner().invoke(app, command).exception)
+    assert not (tmp_path / "made" / "toxicity-en" / "4").exists()
+    command[-1] = "3"
     again = CliRunner().invoke(app, command)
     assert "give another --version" in str(again.exception)
 
