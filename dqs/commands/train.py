@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,10 +94,8 @@ def toxicity(
 ) -> None:
     """Train a toxicity model from labelled text: columns text, label, lang, source, split, ship."""
     settings = make_settings(config, data_dir=data_dir)
-    try:
+    with _extra("train"):
         from dqs.training.toxicity import train_toxicity
-    except ImportError as error:
-        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
 
     output = output or settings.data_dir / "models"
     report = train_toxicity(
@@ -164,10 +163,8 @@ def second_look(
     settings = make_settings(config, data_dir=data_dir)
     from dqs.models import load_model
 
-    try:
+    with _extra("train"):
         from dqs.training.toxicity_second import add_second_look
-    except ImportError as error:
-        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
     output = output or settings.data_dir / "models"
     folder = load_model(model)
     if (output / folder.name / version).exists():
@@ -194,10 +191,8 @@ def quality(
 ) -> None:
     """Train the quality model of English and Chinese from clean, corrupted, noisy and web text."""
     settings = make_settings(config, data_dir=data_dir)
-    try:
+    with _extra("train"):
         from dqs.training.quality import train_quality
-    except ImportError as error:
-        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[train]'.") from None
 
     report = train_quality(
         data,
@@ -213,11 +208,18 @@ def quality(
 
 
 def _fine_tune() -> Callable[..., Path]:
-    try:
+    with _extra("finetune"):
         from dqs.training.transformer import fine_tune
-    except ImportError as error:
-        raise ConfigError(f"Fine-tuning needs {error.name}; run: pip install 'dqs[finetune]'.") from None
     return fine_tune
+
+
+@contextlib.contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Has an import that fails say which extra of the package brings it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"Training needs {error.name}; run: pip install 'dqs[{name}]'.") from None
 
 
 def _say(line: str) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
 from dqs.models import find_models, load_model, model_roots
 from dqs.scorers.toxicity import ToxicityModel
@@ -283,13 +285,9 @@ def _bar(mean: float, share: float) -> str:
 
 def _with_share(probability: NDArray[np.float64], share: float) -> NDArray[np.float64]:
     """Probabilities whose log-odds are moved by one number, so that their mean is `share`."""
-    kept = np.clip(probability, 1e-6, 1 - 1e-6)
-    log_odds = np.log(kept) - np.log1p(-kept)
-    low, high = -30.0, 30.0
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        low, high = (middle, high) if (1 / (1 + np.exp(-log_odds - middle))).mean() < share else (low, middle)
-    return np.asarray(1 / (1 + np.exp(-log_odds - low)))
+    log_odds = logit(np.clip(probability, 1e-6, 1 - 1e-6))
+    moved = brentq(lambda by: expit(log_odds + by).mean() - share, -30.0, 30.0)
+    return np.asarray(expit(log_odds + moved))
 
 
 def _reliability(
